@@ -1,0 +1,237 @@
+"""The contract every visual projector is plugged into: image features in, visual tokens out.
+
+A projector is one file with one :class:`Projector` subclass. It declares what it is and what it
+needs as literal class attributes, so that the workflow can read them without importing torch; the
+host injects the widths through :class:`Interface`, so that no projector repeats them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+__all__ = ["ImageFeatures", "Interface", "Projector", "ProjectorConfig", "Superpixels", "VisualTokens"]
+
+
+@dataclass(frozen=True)
+class Superpixels:
+    """Binary masks of a batch of images, packed along the first axis and seen on the patch grid.
+
+    Masks may overlap and need not cover the image. Image ``i`` owns ``lengths[i]`` consecutive rows.
+
+    Attributes:
+        occupancy: ``[sum K_i, n]`` in 0..1, the share of each patch cell that the mask covers.
+        weights: ``[sum K_i, n]``, each row sums to 1: pooling patches with it equals averaging the
+            bilinearly up-sampled patch map under the mask at full resolution.
+        boxes: ``[sum K_i, 4]`` normalised ``x1, y1, x2, y2`` in 0..1.
+        areas: ``[sum K_i]`` share of the image.
+        lengths: ``[b]`` int64, the number of superpixels of each image.
+    """
+
+    occupancy: Tensor
+    weights: Tensor
+    boxes: Tensor
+    areas: Tensor
+    lengths: Tensor
+
+    def __post_init__(self) -> None:
+        """Refuse packed arrays that do not agree with ``lengths``."""
+        total = int(self.lengths.sum())
+        for name in ("occupancy", "weights", "boxes", "areas"):
+            if getattr(self, name).shape[0] != total:
+                raise ValueError(f"superpixels: {name} has {getattr(self, name).shape[0]} rows, lengths {total}")
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Superpixels:
+        """The same superpixels on ``device``, floating arrays in ``dtype``."""
+        move = {n: getattr(self, n).to(device, dtype) for n in ("occupancy", "weights", "boxes", "areas")}
+        return Superpixels(lengths=self.lengths.to(device), **move)
+
+    @property
+    def image_index(self) -> Tensor:
+        """``[sum K_i]`` int64: the image of the batch that each superpixel belongs to."""
+        return torch.repeat_interleave(
+            torch.arange(len(self.lengths), device=self.lengths.device), self.lengths
+        )
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the frozen vision side offers a projector for a batch of ``b`` images.
+
+    Attributes:
+        patches: ``[b, n, d]`` patch embeddings in raster order.
+        grid: ``(h, w)`` with ``h * w == n``.
+        levels: further hidden states, each ``[b, n, d]``, for projectors that need ``levels``.
+        cls_attention: ``[b, n]`` attention of the class token to the patches, summed over heads.
+        keys: ``[b, n, d]`` attention keys of the selected layer.
+        superpixels: ragged superpixels, for projectors that need ``superpixels``.
+    """
+
+    patches: Tensor
+    grid: tuple[int, int]
+    levels: tuple[Tensor, ...] = ()
+    cls_attention: Tensor | None = None
+    keys: Tensor | None = None
+    superpixels: Superpixels | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a grid that does not hold the patches."""
+        if self.patches.shape[1] != self.grid[0] * self.grid[1]:
+            raise ValueError(f"grid {self.grid} does not hold {self.patches.shape[1]} patches")
+
+    def as_map(self, patches: Tensor | None = None) -> Tensor:
+        """``[b, d, h, w]``: the patches (or another ``[b, n, d]``) laid out on the grid."""
+        patches = self.patches if patches is None else patches
+        return patches.transpose(1, 2).unflatten(2, self.grid)
+
+    def with_patches(self, patches: Tensor) -> ImageFeatures:
+        """A copy that carries other patch embeddings of the same grid."""
+        return replace(self, patches=patches)
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """Visual tokens of a batch: packed, ragged by construction.
+
+    Attributes:
+        embeddings: ``[sum k_i, H]``, image ``i`` owns ``lengths[i]`` consecutive rows.
+        lengths: ``[b]`` int64.
+    """
+
+    embeddings: Tensor
+    lengths: Tensor
+
+    def __post_init__(self) -> None:
+        """Refuse lengths that do not add up to the rows."""
+        if int(self.lengths.sum()) != self.embeddings.shape[0]:
+            raise ValueError(f"{self.embeddings.shape[0]} embeddings for lengths {self.lengths.tolist()}")
+
+    @classmethod
+    def dense(cls, tokens: Tensor) -> VisualTokens:
+        """From ``[b, k, H]``, the same count for every image."""
+        b, k, _ = tokens.shape
+        return cls(tokens.flatten(0, 1), torch.full((b,), k, dtype=torch.long, device=tokens.device))
+
+    @classmethod
+    def ragged(cls, tokens: Sequence[Tensor]) -> VisualTokens:
+        """From one ``[k_i, H]`` tensor an image."""
+        lengths = torch.tensor([len(t) for t in tokens], dtype=torch.long, device=tokens[0].device)
+        return cls(torch.cat(list(tokens)), lengths)
+
+    def split(self) -> tuple[Tensor, ...]:
+        """One ``[k_i, H]`` view an image."""
+        return self.embeddings.split(self.lengths.tolist())
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What the host tells a projector when it builds one.
+
+    Attributes:
+        vision_width: ``d``, width of the patch embeddings.
+        language_width: ``H``, width of the language model.
+        grid: ``(h, w)`` of the patch grid it will mostly see.
+        budget: visual tokens asked for; ``None`` means the projector's published default, or its
+            own count where it adapts to the image.
+        level_count: how many further hidden states ``ImageFeatures.levels`` holds.
+    """
+
+    vision_width: int
+    language_width: int
+    grid: tuple[int, int]
+    budget: int | None = None
+    level_count: int = 0
+
+    @property
+    def patch_count(self) -> int:
+        """``n``, patches an image."""
+        return self.grid[0] * self.grid[1]
+
+
+class ProjectorConfig(BaseModel):
+    """Base of every projector's own options: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Projector(nn.Module):
+    """Base of every projector.
+
+    Subclasses set the class attributes **as literals** and implement :meth:`forward`.
+
+    Class attributes:
+        name: the name used in config, tables and code.
+        kind: ``projector``, or ``control`` for trained controls.
+        reference: paper or repository the architecture is taken from.
+        licence: licence of the reference code (read, never copied).
+        budgets: token counts of its publication on a 24x24 grid; empty where it adapts.
+        needs: what it reads beyond ``patches``: ``levels``, ``cls_attention``, ``keys``, ``superpixels``.
+        superpixel_source: a fixed superpixel source (a part's name), or ``None`` for the study's own.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[str] = "projector"
+    reference: ClassVar[str] = ""
+    licence: ClassVar[str] = ""
+    budgets: ClassVar[tuple[int, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+    superpixel_source: ClassVar[str | None] = None
+
+    class Config(ProjectorConfig):
+        """No options."""
+
+    def __init__(self, interface: Interface, config: ProjectorConfig | None = None):
+        """Keep the interface and the options; subclasses build their layers after ``super().__init__``."""
+        super().__init__()
+        self.interface = interface
+        self.config = config if config is not None else self.Config()
+        self.stage = 2
+
+    @classmethod
+    def skip(cls, interface: Interface, config: ProjectorConfig) -> tuple[bool, str]:
+        """Whether this combination cannot be run, and why, in words for the table."""
+        return False, ""
+
+    def trainable_in_stage(self, stage: int) -> list[str]:
+        """Prefixes of the parameters trained in ``stage`` (1 or 2); all of them unless overridden.
+
+        The trainer also sets ``self.stage`` before each stage, for parts that join later; a loaded
+        projector stands at stage 2.
+        """
+        return [""]
+
+    def training_budgets(self, step: int, generator: torch.Generator) -> list[int | None]:
+        """Budgets whose losses are averaged in this training step (M3: all scales; MQT: one drawn)."""
+        return [None]
+
+    def forward(
+        self, image: ImageFeatures, *, budget: int | None = None, generator: torch.Generator | None = None
+    ) -> VisualTokens:
+        """Project a batch of images.
+
+        Args:
+            image: features of ``b`` images.
+            budget: another token count than built for, where the design is elastic.
+            generator: source of randomness, for projectors that draw.
+
+        Returns:
+            ``VisualTokens`` with embeddings ``[sum k_i, H]``.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def square_side(count: int) -> int:
+        """Side of a square of ``count`` tokens.
+
+        Raises:
+            ValueError: ``count`` is not a square.
+        """
+        side = round(count**0.5)
+        if side * side != count:
+            raise ValueError(f"a budget of {count} tokens is not a square; the nearest is {side * side}")
+        return side
