@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ProjectorInfo", "find_projectors", "get_projector", "nearest", "load_projector"]
 
-_DECLARED = ("name", "kind", "reference", "licence", "budgets", "needs", "superpixel_source")
+_DECLARED = ("name", "kind", "reference", "licence", "budgets", "needs", "superpixel_source", "acts_on")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class ProjectorInfo:
         class_name: the class in that file.
         module: dotted module, or ``None`` for a lone file named by its path.
         declared: its literal class attributes (``kind``, ``needs``, ``budgets`` …).
+        options: names of the fields of its ``Config``; ``None`` where it is inherited.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ProjectorInfo:
     class_name: str
     module: str | None
     declared: dict[str, Any] = field(default_factory=dict)
+    options: frozenset[str] | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -54,6 +56,11 @@ class ProjectorInfo:
         return str(self.declared.get("kind", "projector"))
 
     @property
+    def acts_on(self) -> str:
+        """``training``: it is trained; ``run`` or ``superpixels``: a control at prediction time."""
+        return str(self.declared.get("acts_on", "training"))
+
+    @property
     def superpixel_source(self) -> str | None:
         """Its fixed superpixel source, or ``None`` for the study's own."""
         return self.declared.get("superpixel_source")
@@ -63,6 +70,16 @@ def nearest(word: str, known: list[str]) -> str:
     """``"; did you mean 'x'?"`` for the closest known word, or the list of all."""
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def _option_names(node: ast.ClassDef) -> frozenset[str] | None:
+    for item in node.body:
+        if isinstance(item, ast.ClassDef) and item.name == "Config":
+            fields = [a.target.id for a in item.body if isinstance(a, ast.AnnAssign) and isinstance(a.target, ast.Name)]
+            plain = all(isinstance(b, ast.Name) and b.id == "ProjectorConfig" for b in item.bases)
+            return frozenset(fields) if plain else None
+    plain = all(isinstance(b, ast.Name) and b.id in ("Projector", "Control") for b in node.bases)
+    return frozenset() if plain else None
 
 
 def _declarations(path: Path, module: str | None) -> list[ProjectorInfo]:
@@ -79,7 +96,7 @@ def _declarations(path: Path, module: str | None) -> list[ProjectorInfo]:
                 except ValueError as error:
                     raise ValueError(f"{path}: {node.name}.{target.id} must be a literal") from error
         if isinstance(literals.get("name"), str):
-            found.append(ProjectorInfo(literals["name"], path, node.name, module, literals))
+            found.append(ProjectorInfo(literals["name"], path, node.name, module, literals, _option_names(node)))
     return found
 
 

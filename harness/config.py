@@ -1,0 +1,436 @@
+"""The one schema that YAML, the workflow, the command line and the docs are checked against.
+
+A study names its blocks by one word each (``models: tiny``), resolved from ``config/parts/<block>/``,
+and states flat deltas under ``set`` (``training.stage1_steps: 50``). Nothing here imports torch: the
+Snakefile loads this module, and every Slurm job parses the Snakefile again.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from harness.data.options import ReferData, SyntheticData
+from harness.discovery import get_projector, nearest
+
+__all__ = [
+    "ConfigError",
+    "LanguageConfig",
+    "ModelsConfig",
+    "PretrainConfig",
+    "ProtocolConfig",
+    "Row",
+    "RunConfig",
+    "SamConfig",
+    "StudyConfig",
+    "SuperpixelConfig",
+    "TrainingConfig",
+    "VisionConfig",
+    "load_study",
+    "resolve_study",
+]
+
+BLOCKS = ("data", "models", "superpixels", "training", "protocol")
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; one sentence, naming the key and the mend."""
+
+
+class Strict(BaseModel):
+    """Frozen, and unknown keys are refused with the nearest right name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            for key in value:
+                if key not in cls.model_fields:
+                    raise ValueError(f"unknown key '{key}'{nearest(str(key), list(cls.model_fields))}")
+        return value
+
+
+class VisionConfig(Strict):
+    """The frozen vision encoder in front of the projector.
+
+    ``source`` is ``pretrained`` (the tiny one that the workflow trains) or what ``from_pretrained``
+    takes. ``layer`` and ``levels`` index hidden states as transformers does (-1 is the last).
+    """
+
+    kind: Literal["dinov2", "clip", "siglip"] = "dinov2"
+    source: str = "pretrained"
+    image_size: int
+    patch_size: int
+    layer: int = -1
+    levels: tuple[int, ...] = ()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """``(h, w)`` of the patch grid."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+
+class LanguageConfig(Strict):
+    """The language model, its LoRA and what else learns beside it.
+
+    ``train_embeddings``: the input embeddings and the output head learn too, as in GLaMM's recipe.
+    """
+
+    source: str = "pretrained"
+    lora_rank: int = 8
+    lora_alpha: int = 16
+    lora_dropout: float = 0.05
+    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    train_embeddings: bool = True
+    visual_attention: Literal["causal", "bidirectional"] = "causal"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+
+
+class SamConfig(Strict):
+    """The SAM whose frozen image encoder feeds the mask decoder and the superpixels.
+
+    ``source`` is ``pretrained`` (the tiny one) or the path of an official checkpoint of ``kind``.
+    """
+
+    kind: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "tiny"
+    source: str = "pretrained"
+    sha256: str | None = None
+
+
+class PretrainConfig(Strict):
+    """Sizes and schedules of the tiny models that the workflow pretrains on the pool of images."""
+
+    seed: int = 0
+    vision_width: int = 96
+    vision_depth: int = 4
+    vision_heads: int = 4
+    vision_steps: int = 600
+    language_width: int = 96
+    language_depth: int = 4
+    language_heads: int = 4
+    language_steps: int = 600
+    sam_width: int = 96
+    sam_depth: int = 4
+    sam_heads: int = 4
+    sam_prompt_width: int = 64
+    sam_steps: int = 600
+    batch: int = 32
+    learning_rate: float = 1e-3
+    torch_threads: int = 1
+
+
+class ModelsConfig(Strict):
+    """Which vision encoder, language model and SAM; ``size`` names the result folder's prefix."""
+
+    size: str = "tiny"
+    vision: VisionConfig
+    language: LanguageConfig = LanguageConfig()
+    sam: SamConfig = SamConfig()
+    pretrain: PretrainConfig | None = None
+
+    @model_validator(mode="after")
+    def _pretrain_where_named(self) -> ModelsConfig:
+        named = [n for n in ("vision", "language", "sam") if getattr(self, n).source == "pretrained"]
+        if named and self.pretrain is None:
+            raise ValueError(f"{', '.join(named)}: source 'pretrained' needs a 'pretrain' block")
+        return self
+
+
+class SuperpixelConfig(Strict):
+    """A superpixel source by name, with its own options (checked against the source's ``Config``)."""
+
+    source: str
+    options: dict[str, Any] = {}
+    uses_sam: bool = False
+
+
+class TrainingConfig(Strict):
+    """The recipe, the same for every projector. Steps are optimiser steps.
+
+    The published schedule is GLaMM's: AdamW 3e-4, betas (0.9, 0.95), 100 warm-up steps, linear to 0.
+    """
+
+    stage1_steps: int
+    stage2_steps: int
+    images_per_step: int
+    expressions_per_image: int
+    learning_rate: float = 3e-4
+    warmup_steps: int = 100
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    ce_weight: float = 1.0
+    bce_weight: float = 2.0
+    dice_weight: float = 0.5
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    torch_threads: int = 1
+    checkpoint_every: int = 100
+    log_every: int = 20
+
+
+class ProtocolConfig(Strict):
+    """How expressions become prompts and logits become masks: data, hashed into every row.
+
+    ``prompt`` holds ``{image}`` and ``{expression}``; ``answer`` holds ``[SEG]``.
+    """
+
+    name: Literal["full", "glamm-3sent"] = "full"
+    prompt: str = "{image} {expression} ."
+    answer: str = "[SEG]"
+    lower_case: bool = True
+    threshold: float = 0.0
+
+
+class Row(Strict):
+    """One row of the comparison: a projector (or control) at a budget, in a variant.
+
+    Attributes:
+        name: a projector's name, ``module:Class`` or ``path/to/file.py``.
+        label: the name in tables where ``name`` is a path or a module.
+        variant: distinguishes rows of one projector.
+        budget: visual tokens; ``None`` is the projector's default or adaptive.
+        config: the projector's own options.
+        set: flat deltas of this row alone, as in the study's ``set``.
+        of: for a control that acts on a finished run: the name of that row's projector.
+    """
+
+    name: str
+    label: str | None = None
+    variant: str = "base"
+    budget: int | None = None
+    config: dict[str, Any] = {}
+    set: dict[str, Any] = {}
+    of: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class StudyConfig(Strict):
+    """What is studied; every key of ``config/*.yaml``.
+
+    Attributes:
+        study: name, and the folder under ``results/``.
+        title: one line above the tables.
+        notes: sentences printed under the tables (what the data is, what it cannot show).
+        effort: ``quick`` applies ``config/parts/effort/quick.yaml`` and the tables say so.
+        data, models, superpixels, training, protocol: parts by name.
+        rows: what is compared, in the order of the table.
+        seeds: repetitions.
+        splits: ``dataset/split`` to evaluate; empty means all but ``train``.
+        set: flat deltas, ``block.key: value``.
+        bootstrap_resamples: resamples of the image-clustered intervals.
+        tracking_uri: MLflow store; empty means ``sqlite:///<results>/mlflow.db``.
+        results: root of all results.
+        reference_row: the projector that speed-ups are relative to.
+    """
+
+    study: str = "default"
+    title: str = ""
+    notes: tuple[str, ...] = ()
+    effort: Literal["quick", "full"] = "full"
+    data: str
+    models: str
+    superpixels: str
+    training: str
+    protocol: str
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...] = (0,)
+    splits: tuple[str, ...] = ()
+    set: dict[str, Any] = {}
+    bootstrap_resamples: int = 2000
+    tracking_uri: str = ""
+    results: str = "results"
+    reference_row: str = "mlp"
+
+
+class RunConfig(Strict):
+    """One fully resolved run: everything that can change its numbers, and nothing else."""
+
+    study: str
+    projector: str
+    source: str
+    variant: str
+    budget: int | None
+    seed: int
+    kind: str
+    acts_on: Literal["training", "run", "superpixels"]
+    of: str | None = None
+    needs: tuple[str, ...]
+    config: dict[str, Any]
+    data: Annotated[SyntheticData | ReferData, Field(discriminator="kind")]
+    models: ModelsConfig
+    superpixels: SuperpixelConfig | None
+    training: TrainingConfig
+    protocol: ProtocolConfig
+    splits: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        """``projector.variant.budget.sSEED``."""
+        return f"{self.projector}.{self.variant}.{self.budget or 'auto'}.s{self.seed}"
+
+
+def _parts_dir(root: Path) -> Path:
+    return root / "config" / "parts"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} must hold a mapping")
+    return value
+
+
+def _load_part(root: Path, block: str, name: str) -> dict[str, Any]:
+    folder = _parts_dir(root) / block
+    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{block}: there is no part '{name}' in config/parts/{block}{nearest(name, known)}")
+    return _read_yaml(path)
+
+
+def _apply(blocks: dict[str, Any], key: str, value: Any, root: Path, where: str) -> None:
+    block, _, rest = key.partition(".")
+    if block not in BLOCKS:
+        raise ConfigError(f"{where}: unknown block in '{key}'{nearest(block, list(BLOCKS))}")
+    if not rest:
+        blocks[block] = _load_part(root, block, value)
+        return
+    target = blocks[block]
+    *path, last = rest.split(".")
+    for step in path:
+        target = target.setdefault(step, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"{where}: '{key}' goes through '{step}', which holds no keys")
+    target[last] = value
+
+
+def _explain(error: ValidationError, where: str) -> ConfigError:
+    first = error.errors()[0]
+    place = ".".join(str(p) for p in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return ConfigError(f"{where}{': ' + place if place else ''}: {message}")
+
+
+def expand(value: str) -> str:
+    """``value`` with ``${NAME}`` taken from the environment.
+
+    Raises:
+        ConfigError: a variable is not set.
+    """
+    out = os.path.expandvars(value)
+    if "${" in out:
+        name = out.split("${", 1)[1].split("}", 1)[0]
+        raise ConfigError(f"'{value}' needs the environment variable {name}; set it, or pass --config data_root=…")
+    return out
+
+
+def load_study(raw: Mapping[str, Any]) -> StudyConfig:
+    """Check a study's raw mapping (Snakemake's ``config``, or a YAML file's).
+
+    ``data_root`` is accepted as a shorthand for ``set: {data.root: …}``, so that it can be given
+    on the command line.
+
+    Raises:
+        ConfigError: a key or a value is wrong.
+    """
+    raw = copy.deepcopy(dict(raw))
+    root = raw.pop("data_root", None)
+    if root is not None:
+        raw["set"] = {**raw.get("set", {}), "data.root": str(root)}
+    try:
+        return StudyConfig.model_validate(raw)
+    except ValidationError as error:
+        raise _explain(error, "config") from error
+
+
+def _check_row(row: Row, study: StudyConfig) -> Any:
+    try:
+        info = get_projector(row.name)
+    except ValueError as error:
+        raise ConfigError(f"config: rows: {error}") from error
+    for key in row.config:
+        if info.options is not None and key not in info.options:
+            raise ConfigError(
+                f"config: rows: {row.name}: unknown option '{key}'{nearest(key, sorted(info.options))}"
+            )
+    if info.acts_on == "run":
+        names = [r.label or r.name for r in study.rows]
+        if row.of is None or row.of not in names:
+            raise ConfigError(
+                f"config: rows: '{row.name}' acts on a finished run; 'of' must name one of {', '.join(names)}"
+            )
+    return info
+
+
+def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]:
+    """Every run of a study, with every value filled in.
+
+    Args:
+        study: the checked study.
+        root: the repository's root (holds ``config/parts``).
+
+    Raises:
+        ConfigError: a part, a projector or a key is not there.
+    """
+    root = Path(root)
+    base = {block: _load_part(root, block, getattr(study, block)) for block in BLOCKS}
+    if study.effort == "quick":
+        for key, value in _load_part(root, "effort", "quick").items():
+            _apply(base, key, value, root, "effort quick")
+    for key, value in study.set.items():
+        _apply(base, key, value, root, "config: set")
+    runs: list[RunConfig] = []
+    for row in study.rows:
+        info = _check_row(row, study)
+        blocks = copy.deepcopy(base)
+        if info.superpixel_source:
+            blocks["superpixels"] = _load_part(root, "superpixels", info.superpixel_source)
+        for key, value in row.set.items():
+            _apply(blocks, key, value, root, f"config: rows: {row.name}: set")
+        if "root" in blocks["data"]:
+            blocks["data"]["root"] = expand(blocks["data"]["root"])
+        if not {"superpixels"} & set(info.needs):
+            blocks["superpixels"] = None
+        for seed in study.seeds:
+            values = {
+                **blocks,
+                "study": study.study,
+                "projector": row.label or info.name,
+                "source": row.name,
+                "variant": row.variant,
+                "budget": row.budget,
+                "seed": seed,
+                "kind": info.kind,
+                "acts_on": info.acts_on,
+                "of": row.of,
+                "needs": info.needs,
+                "config": row.config,
+                "splits": study.splits,
+            }
+            try:
+                runs.append(RunConfig.model_validate(values))
+            except ValidationError as error:
+                raise _explain(error, f"config: {row.name}") from error
+    seen: set[str] = set()
+    for run in runs:
+        if run.id in seen:
+            raise ConfigError(f"config: rows: two rows are called {run.id}; give one a 'variant'")
+        seen.add(run.id)
+    return runs
