@@ -1,0 +1,163 @@
+"""Coarse superpixel embeddings: the mean of the patch embeddings under each mask, ragged and batched."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.projector import Superpixels
+
+__all__ = ["binary_cells", "order_key", "pad", "pool", "smallest_owner", "unpad", "with_background"]
+
+_COVERED = 0.5  # a cell belongs to a mask that covers at least half of it
+
+
+def _places(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Image and place within it of each packed row: two ``[sum K_i]`` int64."""
+    image = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    first = torch.cumsum(lengths, 0) - lengths
+    return image, torch.arange(len(image), device=lengths.device) - first[image]
+
+
+def pad(packed: Tensor, lengths: Tensor) -> Tensor:
+    """``[b, max K_i, ...]`` from ``[sum K_i, ...]``, zeros behind."""
+    result = packed.new_zeros(len(lengths), int(lengths.max()), *packed.shape[1:])
+    return result.index_put(_places(lengths), packed)
+
+
+def unpad(padded: Tensor, lengths: Tensor) -> Tensor:
+    """``[sum K_i, ...]`` from ``[b, max K_i, ...]``."""
+    return padded[_places(lengths)]
+
+
+def binary_cells(occupancy: Tensor) -> Tensor:
+    """``[S, n]`` bool: the cells inside each mask, on the patch grid.
+
+    A mask that vanishes there (covers half of no cell) takes every cell that it touches.
+
+    Args:
+        occupancy: ``[S, n]`` in 0..1.
+    """
+    inside = occupancy >= _COVERED
+    vanished = ~inside.any(dim=1, keepdim=True)
+    return inside | (vanished & (occupancy > 0))
+
+
+def pool(patches: Tensor, superpixels: Superpixels, mode: str) -> Tensor:
+    """``z_i = sum_p M_i(p) X(p) / sum_p M_i(p)`` (SVP, section 3; TUSS's ``up_emb_avg``, ``down_mask_avg``).
+
+    Args:
+        patches: ``[b, n, d]``.
+        superpixels: of the same ``b`` images.
+        mode: ``up`` averages the bilinearly up-sampled patch map under the mask at full resolution;
+            ``down`` averages the patches whose cell is at least half covered, and falls back to ``up``
+            where there is none.
+
+    Returns:
+        ``[sum K_i, d]``.
+    """
+    weights = superpixels.weights.to(patches.dtype)
+    if mode == "down":
+        inside = (superpixels.occupancy >= _COVERED).to(patches.dtype)
+        count = inside.sum(dim=1, keepdim=True)
+        weights = torch.where(count > 0, inside / count.clamp(min=1), weights)
+    return unpad(pad(weights, superpixels.lengths) @ patches, superpixels.lengths)
+
+
+def smallest_owner(superpixels: Superpixels) -> Tensor:
+    """``[b, n]`` int64: the packed row of the smallest mask that covers each patch, -1 where none does.
+
+    Smallest on top is how FMA-WSSS paints overlapping masks (``area_smaller``).
+    """
+    lengths = superpixels.lengths
+    areas = torch.where(
+        binary_cells(superpixels.occupancy),
+        superpixels.areas[:, None],
+        torch.full_like(superpixels.areas, torch.inf)[:, None],
+    )
+    padded = torch.where(_valid(lengths)[..., None], pad(areas, lengths), torch.inf)
+    smallest, place = padded.min(dim=1)
+    first = torch.cumsum(lengths, 0) - lengths
+    return torch.where(torch.isfinite(smallest), place + first[:, None], -1)
+
+
+def _valid(lengths: Tensor) -> Tensor:
+    return torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+
+
+def order_key(superpixels: Superpixels, grid: tuple[int, int], order: str, seed: int = 0) -> Tensor:
+    """``[sum K_i]`` sort key of the tokens of each image; smaller comes first.
+
+    Args:
+        superpixels: ragged superpixels.
+        grid: ``(h, w)``.
+        order: ``area`` (largest first), ``raster`` (by the box's centre, row by row of patches),
+            ``random`` (drawn by a hash of each superpixel's own geometry, so that it does not depend on
+            the batch), ``stored`` (as in the store).
+        seed: of ``random``.
+    """
+    areas, boxes = superpixels.areas.double(), superpixels.boxes.double()
+    if order == "area":
+        return -areas
+    if order == "raster":
+        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+        return (centre[:, 1] * grid[0]).floor() + centre[:, 0]
+    if order == "random":
+        numbers = torch.cat([boxes, areas[:, None]], dim=1)
+        key = torch.full_like(areas, seed, dtype=torch.long)
+        for column in (numbers * (1 << 24)).round().long().T:
+            key = (key ^ column) * 6364136223846793005 + 1442695040888963407
+            key = key ^ ((key >> 33) & 0x7FFFFFFF)
+        return (key & 0xFFFFFFFF).double()
+    return torch.arange(len(areas), device=areas.device).double()
+
+
+def sort_by(key: Tensor, lengths: Tensor) -> Tensor:
+    """``[sum K_i]`` indices that sort each image's rows by ``key``, images staying in place."""
+    by_key = torch.argsort(key, stable=True)
+    image, _ = _places(lengths)
+    return by_key[torch.argsort(image[by_key], stable=True)]
+
+
+def with_background(superpixels: Superpixels, grid: tuple[int, int]) -> tuple[Superpixels, Tensor]:
+    """Superpixels with one more an image for what none covers, and which rows those are.
+
+    The added row comes last in its image, and only where at least one cell is more than half uncovered.
+    Its pooling weights are its shares of the cells; its box spans them.
+
+    Args:
+        superpixels: ragged superpixels.
+        grid: ``(h, w)``.
+
+    Returns:
+        The superpixels, and ``[sum K_i']`` bool that marks the added rows.
+    """
+    lengths, occupancy = superpixels.lengths, superpixels.occupancy
+    total = occupancy.new_zeros(len(lengths), occupancy.shape[1]).index_add(
+        0, superpixels.image_index, occupancy
+    )
+    rest = (1 - total).clamp(min=0)
+    added = torch.nonzero((rest > _COVERED).any(dim=1)).flatten()
+    rest = rest[added]
+    touched = (rest > _COVERED).unflatten(1, grid)
+    boxes = (
+        torch.stack([_span(touched.any(dim=1)), _span(touched.any(dim=2))], dim=2).flatten(1).to(rest.dtype)
+    )
+    owner = torch.cat([superpixels.image_index, added])
+    rows = torch.argsort(owner, stable=True)
+    longer = Superpixels(
+        occupancy=torch.cat([occupancy, rest])[rows],
+        weights=torch.cat([superpixels.weights, rest / rest.sum(dim=1, keepdim=True)])[rows],
+        boxes=torch.cat([superpixels.boxes, boxes])[rows],
+        areas=torch.cat([superpixels.areas, rest.mean(dim=1)])[rows],
+        lengths=lengths.index_add(0, added, torch.ones_like(added)),
+    )
+    return longer, rows >= len(occupancy)
+
+
+def _span(hit: Tensor) -> Tensor:
+    """``[A, 2]``: first and one past the last true place of ``hit`` ``[A, m]``, as shares of ``m``."""
+    m = hit.shape[1]
+    first = hit.to(torch.uint8).argmax(dim=1)
+    last = m - hit.flip(1).to(torch.uint8).argmax(dim=1)
+    return torch.stack([first, last], dim=1) / m

@@ -1,0 +1,203 @@
+"""Semantic superpixels: SAM in segment-everything mode and the FMA-WSSS selection (SVP, section 3)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from segment_anything.utils.amg import build_point_grid, generate_crop_boxes, is_box_near_crop_edge
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.superpixels import SuperpixelConfig, SuperpixelMasks, SuperpixelSource
+from svp.superpixels import selection
+from svp.superpixels.presets import PRESETS, PresetName, Settings, Triple
+from svp.superpixels.prompting import Candidates, exact_candidates, full_resolution, official_candidates
+
+__all__ = ["SamSuperpixels"]
+
+_ENGINES = {"official": official_candidates, "exact": exact_candidates}
+
+
+class SamSuperpixels(SuperpixelSource):
+    """SAM's masks for a grid of points, reduced to quasi-superpixels.
+
+    For each crop: prompts -> three candidates each (levels) -> quality gate -> stability -> box
+    suppression that prefers whole objects; then suppression between crops, clean-up of small regions
+    with another suppression, and the rock-sand-water filter.
+    """
+
+    name = "sam"
+    reference = "arXiv 2312.03585 (FMA-WSSS); github.com/HAL-42/FMA-WSSS; SAM: arXiv 2304.02643"
+    needs_sam = True
+
+    class Config(SuperpixelConfig):
+        """A preset, and values that differ from it (``None``: the preset's; meanings in ``Settings``).
+
+        Attributes:
+            preset: named settings.
+            engine: ``exact`` reorders the decoder's arithmetic; ``official`` calls it as it is.
+            points_per_batch: prompts decoded at once.
+            rock_sand_water: ``False`` leaves the filter out whatever the preset says.
+        """
+
+        preset: PresetName = "svp"
+        engine: Literal["official", "exact"] = "exact"
+        points_per_batch: int = 256
+        points_per_side: int | None = None
+        pred_iou_thresh: float | None = None
+        stability_score_thresh: float | None = None
+        stability_score_offset: float | None = None
+        box_nms_thresh: float | None = None
+        crop_n_layers: int | None = None
+        crop_nms_thresh: float | None = None
+        crop_overlap_ratio: float | None = None
+        crop_n_points_downscale_factor: int | None = None
+        min_mask_region_area: int | None = None
+        score_thresh_offset: Triple | None = None
+        score_nms_offset: Triple | None = None
+        stability_score_bias: Triple | None = None
+        rock_sand_water_thresh: float | None = None
+        rock_sand_water: bool = True
+
+        def settings(self) -> Settings:
+            """The preset with this config's own values."""
+            own = {name: getattr(self, name) for name in Settings.model_fields}
+            settings = PRESETS[self.preset].but(**{k: v for k, v in own.items() if v is not None})
+            return settings if self.rock_sand_water else settings.but(rock_sand_water_thresh=None)
+
+    def __init__(self, config: SuperpixelConfig | None = None, sam: Sam | None = None):
+        """Resolve the settings; see the base class."""
+        super().__init__(config, sam)
+        self.settings: Settings = self.config.settings()
+
+    @torch.inference_mode()
+    def generate(
+        self, image: np.ndarray, *, image_id: int | None = None, sam_embedding: Any = None
+    ) -> SuperpixelMasks:
+        """Semantic superpixels of one image, whole objects first.
+
+        Args:
+            image: ``[H, W, 3]`` uint8 RGB.
+            image_id: not used.
+            sam_embedding: ``[C, h, w]`` encoder output for the whole image; crops are always encoded.
+
+        Returns:
+            Masks at image resolution, predicted IoU and level of each; none if no candidate passes.
+        """
+        settings, size = self.settings, (image.shape[0], image.shape[1])
+        boxes, layers = generate_crop_boxes(size, settings.crop_n_layers, settings.crop_overlap_ratio)
+        parts = []
+        for box, layer in zip(boxes, layers, strict=True):
+            embedding = sam_embedding if layer == 0 else None
+            parts.append(self._crop(image, box, layer, embedding))
+        masks, ious, levels, crop_area = (torch.cat(column) for column in zip(*parts, strict=True))
+        if len(boxes) > 1 and len(masks):
+            kept = selection.non_maximum_suppression(
+                selection.mask_boxes(masks), 1 / crop_area, settings.crop_nms_thresh
+            )
+            masks, ious, levels = masks[kept], ious[kept], levels[kept]
+        if settings.min_mask_region_area > 0 and len(masks):
+            masks, kept = self._without_small_regions(masks)
+            ious, levels = ious[kept], levels[kept]
+        if settings.rock_sand_water_thresh is not None and len(masks):
+            kept = selection.rock_sand_water(masks, levels, settings.rock_sand_water_thresh)
+            masks, ious, levels = masks[kept], ious[kept], levels[kept]
+        return SuperpixelMasks(
+            masks.cpu().numpy(),
+            ious.float().cpu().numpy(),
+            levels.to(torch.int8).cpu().numpy(),
+        )
+
+    def encode(self, image: np.ndarray) -> Tensor:
+        """``[1, C, h, w]`` SAM encoder output for ``[H, W, 3]`` uint8: longest side scaled, then padded."""
+        sam: Sam = self.sam
+        resized = ResizeLongestSide(sam.image_encoder.img_size).apply_image(image)
+        pixels = torch.as_tensor(resized, device=sam.device).permute(2, 0, 1)[None].contiguous()
+        weights = next(sam.image_encoder.parameters())
+        return sam.image_encoder(sam.preprocess(pixels).to(weights.dtype))
+
+    def _crop(
+        self, image: np.ndarray, box: list[int], layer: int, embedding: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Masks ``[M, H, W]`` in the image's frame, predicted IoU, level and crop area of one crop."""
+        settings, sam = self.settings, self.sam
+        x1, y1, x2, y2 = box
+        crop = image[y1:y2, x1:x2]
+        if embedding is None:
+            embedding = self.encode(crop)
+        embedding = torch.as_tensor(np.asarray(embedding) if isinstance(embedding, np.ndarray) else embedding)
+        weights = sam.mask_decoder.iou_token.weight
+        embedding = embedding.to(weights.device, weights.dtype).reshape(1, *embedding.shape[-3:])
+
+        side = int(settings.points_per_side / settings.crop_n_points_downscale_factor**layer)
+        size = (crop.shape[0], crop.shape[1])
+        resize = ResizeLongestSide(sam.image_encoder.img_size)
+        input_size = resize.get_preprocess_shape(*size, sam.image_encoder.img_size)
+        points = resize.apply_coords(build_point_grid(side) * np.array([[size[1], size[0]]]), size)
+        points = torch.as_tensor(points, device=weights.device)
+
+        kept_masks, kept_ious, kept_levels = [], [], []
+        for start in range(0, len(points), self.config.points_per_batch):
+            batch = points[start : start + self.config.points_per_batch]
+            found = _ENGINES[self.config.engine](sam, embedding, batch, self._gate)
+            masks, alive = self._stable(found, input_size, size)
+            kept_masks.append(masks)
+            kept_ious.append(found.predicted_iou[alive])
+            kept_levels.append(found.levels[alive])
+        masks, ious, levels = torch.cat(kept_masks), torch.cat(kept_ious), torch.cat(kept_levels)
+        if len(masks):
+            boxes = selection.mask_boxes(masks)
+            inside = ~is_box_near_crop_edge(boxes, box, [0, 0, image.shape[1], image.shape[0]])
+            masks, ious, levels, boxes = masks[inside], ious[inside], levels[inside], boxes[inside]
+            ranked = ious + selection.level_values(levels, settings.score_nms_offset)
+            kept = selection.non_maximum_suppression(boxes, ranked, settings.box_nms_thresh)
+            masks, ious, levels = masks[kept], ious[kept], levels[kept]
+        height, width = image.shape[:2]
+        masks = F.pad(masks, (x1, width - x2, y1, height - y2))
+        return (
+            masks,
+            ious,
+            levels,
+            torch.full((len(masks),), float((x2 - x1) * (y2 - y1)), device=masks.device),
+        )
+
+    def _gate(self, predicted_iou: Tensor, levels: Tensor) -> Tensor:
+        settings = self.settings
+        return selection.passes_quality(
+            predicted_iou, levels, settings.pred_iou_thresh, settings.score_thresh_offset
+        )
+
+    def _stable(
+        self, found: Candidates, input_size: tuple[int, int], size: tuple[int, int], chunk: int = 64
+    ) -> tuple[Tensor, Tensor]:
+        """Masks ``[M, H, W]`` of the stable candidates, and their indices; chunked to bound the memory."""
+        settings = self.settings
+        masks, indices = [], []
+        for start in range(0, max(len(found.logits), 1), chunk):
+            part = slice(start, start + chunk)
+            logits = full_resolution(self.sam, found.logits[part], input_size, size)
+            score = selection.stability_score(logits, settings.stability_score_offset)
+            score = score + selection.level_values(found.levels[part], settings.stability_score_bias)
+            mask = logits > self.sam.mask_threshold
+            keep = torch.nonzero(
+                (score >= settings.stability_score_thresh) & mask.flatten(1).any(dim=1)
+            ).flatten()
+            masks.append(mask[keep])
+            indices.append(keep + start)
+        return torch.cat(masks), torch.cat(indices)
+
+    def _without_small_regions(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Cleaned masks after another suppression that prefers unchanged ones, and the indices kept."""
+        settings = self.settings
+        pairs = [
+            selection.remove_small_regions(m, settings.min_mask_region_area) for m in masks.cpu().numpy()
+        ]
+        cleaned = torch.from_numpy(np.stack([mask for mask, _ in pairs])).to(masks.device)
+        unchanged = torch.tensor([float(not changed) for _, changed in pairs], device=masks.device)
+        threshold = max(settings.box_nms_thresh, settings.crop_nms_thresh)
+        kept = selection.non_maximum_suppression(selection.mask_boxes(cleaned), unchanged, threshold)
+        return cleaned[kept], kept
