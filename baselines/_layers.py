@@ -10,7 +10,18 @@ from torch import Tensor, nn
 
 from harness.projector import Interface, Projector, ProjectorConfig
 
-__all__ = ["Baseline", "check_grid", "head_count", "mlp2x", "refuse_budget", "sincos_table", "token_grid"]
+__all__ = [
+    "Baseline",
+    "check_grid",
+    "head_count",
+    "mlp2x",
+    "refuse_budget",
+    "sincos_table",
+    "space_to_depth",
+    "token_count",
+    "token_grid",
+    "token_stride",
+]
 
 
 def mlp2x(inputs: int, outputs: int, activation: type[nn.Module] = nn.GELU) -> nn.Sequential:
@@ -47,6 +58,54 @@ def token_grid(
     if budget not in grids:
         raise refuse_budget(name, budget, grids)
     return grids[budget]
+
+
+def token_count(name: str, budget: int | None, *, default: int, most: int, least: int = 1) -> int:
+    """``budget``, or ``default`` (brought within the bounds) where it is ``None``.
+
+    Raises:
+        ValueError: ``budget`` lies outside ``least..most``; the message names the nearest inside.
+    """
+    if budget is None:
+        return min(max(default, least), most)
+    if not least <= budget <= most:
+        raise refuse_budget(name, budget, range(least, most + 1))
+    return budget
+
+
+def token_stride(name: str, grid: tuple[int, int], budget: int | None, *, default: int = 2) -> int:
+    """Side of the square blocks of patches, one token each, that tile ``grid`` into ``budget`` blocks.
+
+    Raises:
+        ValueError: blocks of that count (by default of ``default`` x ``default`` patches) do not tile it.
+    """
+    counts = {
+        grid[0] * grid[1] // side**2: side
+        for side in range(1, min(grid) + 1)
+        if grid[0] % side == 0 and grid[1] % side == 0
+    }
+    if budget is None:
+        if default not in counts.values():
+            raise ValueError(
+                f"{name} needs sides that {default} divides, not {grid[0]}x{grid[1]}; "
+                f"explicit budgets here: {', '.join(map(str, sorted(counts)))}"
+            )
+        return default
+    if budget not in counts:
+        raise refuse_budget(name, budget, counts)
+    return counts[budget]
+
+
+def space_to_depth(patches: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
+    """``[b, n, d] -> [b, n / stride**2, stride**2 * d]``: blocks and the patches in each in raster order.
+
+    Raises:
+        ValueError: blocks of ``stride`` x ``stride`` patches do not tile the grid.
+    """
+    if grid[0] % stride or grid[1] % stride:
+        raise ValueError(f"blocks of {stride}x{stride} patches do not tile a {grid[0]}x{grid[1]} grid")
+    blocks = patches.unflatten(1, (grid[0] // stride, stride, grid[1] // stride, stride))
+    return blocks.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 def check_grid(name: str, built: tuple[int, int], seen: tuple[int, int]) -> None:

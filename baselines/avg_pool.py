@@ -14,7 +14,7 @@ __all__ = ["AveragePool"]
 
 
 class AveragePool(Baseline):
-    """Adaptive average pooling of the patch map to a coarser grid, then MLP2x (DeCo, section 3.3)."""
+    """Adaptive average pooling of the patch map to a coarser grid, then MLP2x (DeCo)."""
 
     name = "avg_pool"
     reference = "DeCo, arXiv 2405.20985; yaolinli/DeCo"

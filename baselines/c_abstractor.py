@@ -18,7 +18,7 @@ __all__ = ["CAbstractor"]
 
 
 class CAbstractor(Baseline):
-    """Learned positions, RegNet stage, average pooling, RegNet stage, MLP (Honeybee, section 3.2).
+    """Learned positions, RegNet stage, average pooling, RegNet stage, MLP (Honeybee).
 
     A block of a stage is a RegNet bottleneck of constant width: 1x1, depth-wise 3x3,
     squeeze-and-excitation (ratio 1/4) and 1x1 convolutions, each normalised over channels, with SiLU

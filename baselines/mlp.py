@@ -13,7 +13,7 @@ __all__ = ["MLP"]
 
 
 class MLP(Baseline):
-    """Linear, GELU, linear on every patch (LLaVA-1.5, section 3.3)."""
+    """Linear, GELU, linear on every patch (LLaVA-1.5)."""
 
     name = "mlp"
     reference = "LLaVA-1.5, arXiv 2310.03744; haotian-liu/LLaVA"

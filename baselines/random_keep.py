@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from baselines._layers import Baseline, mlp2x, refuse_budget
+from baselines._layers import Baseline, mlp2x, token_count
 from harness.projector import ImageFeatures, Interface, ProjectorConfig, VisualTokens
 
 __all__ = ["RandomKeep"]
@@ -38,9 +38,7 @@ class RandomKeep(Baseline):
 
     @classmethod
     def _count(cls, patches: int, budget: int | None) -> int:
-        if budget is not None and not 1 <= budget <= patches:
-            raise refuse_budget(cls.name, budget, range(1, patches + 1))
-        return budget or -(-patches // 4)
+        return token_count(cls.name, budget, default=-(-patches // 4), most=patches)
 
     def forward(
         self, image: ImageFeatures, *, budget: int | None = None, generator: torch.Generator | None = None

@@ -1,0 +1,84 @@
+"""VisionZip: the most attended patches, and the others merged into evenly spaced anchors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+from torch.nn import functional as F
+
+from baselines._layers import Baseline, head_count, mlp2x, token_count
+from harness.projector import ImageFeatures, Interface, ProjectorConfig, VisualTokens
+
+__all__ = ["VisionZip"]
+
+
+def gather(values: Tensor, indices: Tensor) -> Tensor:
+    """Rows ``[b, k]`` of ``[b, n, d]``: ``[b, k, d]``."""
+    return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))
+
+
+class VisionZip(Baseline):
+    """Dominant patches by class-token attention, contextual ones by likeness of keys, then MLP2x (VisionZip).
+
+    The release counts the class token among the dominant ones; here all tokens are patches.
+    """
+
+    name = "visionzip"
+    reference = "VisionZip, arXiv 2412.04467; dvlab-research/VisionZip"
+    licence = "Apache-2.0"
+    budgets = (192, 128, 64)
+    needs = ("cls_attention", "keys")
+
+    class Config(ProjectorConfig):
+        """Options.
+
+        Attributes:
+            contextual_share: share of contextual tokens (10 of 64 in all released settings).
+            head_width: channels of an encoder head; likeness is that of keys averaged over heads.
+        """
+
+        contextual_share: float = Field(10 / 64, gt=0, lt=1)
+        head_width: PositiveInt = 64
+
+    config: Config
+
+    def __init__(self, interface: Interface, config: ProjectorConfig | None = None):
+        super().__init__(interface, config)
+        self.plan(interface, self.config)
+        self.mlp = mlp2x(interface.vision_width, interface.language_width)
+
+    @classmethod
+    def plan(cls, interface: Interface, config: Any) -> int:
+        """Dominant and contextual tokens together; a ninth of the patches by default (64 of 576)."""
+        return cls._count(interface.patch_count, interface.budget)
+
+    @classmethod
+    def _count(cls, patches: int, budget: int | None) -> int:
+        return token_count(cls.name, budget, default=-(-patches // 9), least=2, most=patches)
+
+    def forward(
+        self, image: ImageFeatures, *, budget: int | None = None, generator: torch.Generator | None = None
+    ) -> VisualTokens:
+        """Dominant tokens in raster order, then the contextual ones; elastic."""
+        if image.cls_attention is None or image.keys is None:
+            raise ValueError(f"{self.name} needs the class token's attention and the keys")
+        batch, patches, width = image.keys.shape
+        count = self._count(patches, self.asked(budget))
+        contextual = min(max(1, int(count * self.config.contextual_share + 0.5)), count - 1)
+        dominant = image.cls_attention.float().topk(count - contextual).indices.sort().values
+        left = torch.ones(batch, patches, device=dominant.device).scatter(1, dominant, 0.0)
+        left = left.argsort(descending=True, stable=True)[:, : patches - count + contextual]
+
+        keys = image.keys.float().unflatten(-1, (head_count(width, self.config.head_width), -1)).mean(-2)
+        keys = gather(F.normalize(keys, dim=-1), left)
+        values = gather(image.patches, left)
+        is_anchor = torch.zeros(left.shape[1], dtype=torch.bool, device=left.device)
+        is_anchor[torch.arange(contextual) * (left.shape[1] // contextual)] = True
+        likest = (keys[:, ~is_anchor] @ keys[:, is_anchor].transpose(1, 2)).argmax(-1)
+        member = F.one_hot(likest, contextual).to(values.dtype).transpose(1, 2)
+        means = member @ values[:, ~is_anchor] / member.sum(-1, keepdim=True).clamp(min=1)
+        tokens = torch.cat([gather(image.patches, dominant), values[:, is_anchor] + means], dim=1)
+        return VisualTokens.dense(self.mlp(tokens))
