@@ -1,1 +1,1 @@
-"""The projectors that the paper's method is compared with, and the controls: one file each."""
+"""Every compared projector and control, one file each."""

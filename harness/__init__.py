@@ -1,0 +1,1 @@
+"""What every projector is plugged into and measured by."""

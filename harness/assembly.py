@@ -1,0 +1,152 @@
+"""Puts a run's model and data together from the files that earlier stages wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.config import RunConfig
+from harness.data.prepare import load_tables
+from harness.discovery import load_projector
+from harness.features import FeatureArray
+from harness.models.language import Template, load_language
+from harness.models.ris import RISModel
+from harness.models.sam import load_sam, sam_frame
+from harness.plan import Plan
+from harness.projector import ImageFeatures, Interface
+from harness.seeds import forked_rng
+from harness.superpixel_store import SuperpixelStore
+from harness.tensors import load_tensors
+
+__all__ = ["RunData", "build_model", "load_stage", "model_source"]
+
+
+def model_source(plan: Plan, run: RunConfig, part: str) -> str:
+    """Where the vision encoder, language model or SAM of a run is loaded from."""
+    source = getattr(run.models, part).source
+    return str(plan.model_dir(plan.model_key(run, part))) if source == "pretrained" else source
+
+
+def build_model(plan: Plan, run: RunConfig, data: RunData) -> RISModel:
+    """The run's model with fresh trained parts; the shared ones start alike for every projector."""
+    dtype = getattr(torch, run.training.dtype)
+    language, tokenizer = load_language(run.models.language, model_source(plan, run, "language"), dtype)
+    sam = load_sam(model_source(plan, run, "sam"), run.models.sam.kind, run.models.sam.sha256)
+    projector_class = load_projector(run.source)
+    interface = Interface(
+        vision_width=data.vision_width,
+        language_width=language.config.hidden_size,
+        grid=run.models.vision.grid,
+        budget=run.budget,
+        level_count=len(run.models.vision.levels),
+    )
+    config = projector_class.Config(**run.config)
+    skipped, reason = projector_class.skip(interface, config)
+    if skipped:
+        raise ValueError(f"{run.id} cannot be run: {reason}")
+    with forked_rng("projector", run.projector, run.seed):
+        projector = projector_class(interface, config)
+    with forked_rng("model", run.seed):
+        template = Template.parse(run.protocol, tokenizer)
+        return RISModel(projector, language, template, sam, run.models.language)
+
+
+def load_stage(model: RISModel, path: Path) -> None:
+    """Load a stage file.
+
+    Raises:
+        ValueError: it is cut short, or of another run.
+    """
+    model.load_trained(load_tensors(path, "delete it and train again"), str(path))
+
+
+class RunData:
+    """Expressions, masks, frozen features and superpixels of a run, by image id.
+
+    Attributes:
+        expressions: the prepared expressions.
+        annotations: the prepared annotations, indexed by (dataset, ann_id).
+    """
+
+    def __init__(self, plan: Plan, run: RunConfig):
+        """Open what the run reads; nothing large is loaded."""
+        tables = load_tables(plan.data_dir(plan.data_key(run)) / "prepared")
+        self.tables = tables
+        self.expressions: pd.DataFrame = tables.expressions
+        self.annotations = tables.annotations.set_index(["dataset", "ann_id"])
+        self._rle = dict(zip(self.annotations.index, self.annotations["rle"], strict=True))
+        self._size = {
+            image_id: (int(h), int(w))
+            for image_id, h, w in tables.images[["image_id", "height", "width"]].itertuples(index=False)
+        }
+        self.grid = run.models.vision.grid
+        self.arrays = {
+            item: FeatureArray(plan.feature_dir(plan.feature_key(run, item)))
+            for item in (plan.feature_items(run) if run.acts_on != "superpixels" else ())
+        }
+        key = plan.superpixel_key(run)
+        self.superpixels = SuperpixelStore(plan.superpixel_dir(key)) if key else None
+
+    @property
+    def vision_width(self) -> int:
+        """``d``."""
+        return int(self.arrays["patches"].data.shape[-1])
+
+    def size(self, image_id: int) -> tuple[int, int]:
+        """``(height, width)`` of an image."""
+        return self._size[image_id]
+
+    def features(self, image_ids: list[int], device: torch.device | str = "cpu") -> ImageFeatures:
+        """What the projector sees of the images."""
+        read = {k: v.batch(image_ids).to(device) for k, v in self.arrays.items() if k != "sam"}
+        levels = read.pop("levels", None)
+        pixels = self.superpixels.batch(image_ids).to(device) if self.superpixels is not None else None
+        return ImageFeatures(
+            grid=self.grid,
+            levels=tuple(levels.unbind(1)) if levels is not None else (),
+            superpixels=pixels,
+            **read,
+        )
+
+    def sam_embeddings(self, image_ids: list[int], device: torch.device | str = "cpu") -> Tensor:
+        """``[b, C, h, w]`` frozen SAM image embeddings."""
+        return self.arrays["sam"].batch(image_ids).to(device)
+
+    def mask(self, dataset: str, ann_id: int) -> np.ndarray:
+        """uint8 ``[H, W]`` ground truth of an annotation."""
+        row = self._rle[(dataset, ann_id)]
+        height, width = self.annotations.loc[(dataset, ann_id), ["height", "width"]]
+        return coco_mask.decode({"size": [int(height), int(width)], "counts": row.encode()})
+
+    def targets(self, rows: pd.DataFrame, image_size: int) -> tuple[Tensor, Tensor | None]:
+        """Ground truth of expressions in SAM's padded square frame.
+
+        Returns:
+            ``[m, S, S]`` float in 0..1, and ``[m, S, S]`` bool that is false on padding (``None`` where
+            no image of the batch is padded).
+        """
+        target = torch.zeros(len(rows), image_size, image_size)
+        valid = torch.ones(len(rows), image_size, image_size, dtype=torch.bool)
+        padded = False
+        for i, (dataset, ann_id, image_id) in enumerate(
+            rows[["dataset", "ann_id", "image_id"]].itertuples(index=False)
+        ):
+            height, width = self._size[image_id]
+            counts = self._rle[(dataset, ann_id)].encode()
+            mask = torch.from_numpy(coco_mask.decode({"size": [height, width], "counts": counts}))
+            h, w = sam_frame(height, width, image_size)
+            if (h, w) == (height, width):
+                target[i, :h, :w] = mask
+            else:
+                target[i, :h, :w] = F.adaptive_avg_pool2d(mask[None].float(), (h, w))[0]
+            if (h, w) != (image_size, image_size):
+                padded = True
+                valid[i, h:] = False
+                valid[i, :, w:] = False
+        return target, valid if padded else None

@@ -1,0 +1,45 @@
+"""Controls that act at prediction time, on a finished run or on superpixels alone.
+
+They answer what a score is worth: how well the model does without the text, and what the superpixels
+would allow with a perfect choice. Like projectors they are one file each, found by folder.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+
+from harness.discovery import load_projector
+
+__all__ = ["Control", "load_control"]
+
+
+class Control:
+    """Base of every prediction-time control; subclasses set the class attributes as literals.
+
+    Class attributes:
+        name: the name used in config, tables and code.
+        kind: always ``control``.
+        acts_on: ``run`` (its weights unchanged) or ``superpixels`` (no model).
+        needs: ``("superpixels",)`` where it reads them.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[str] = "control"
+    acts_on: ClassVar[str] = "run"
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def rewrite(self, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+        """The expressions that the model is shown, in place of ``rows``; unchanged by default."""
+        return rows
+
+    def choose(self, masks: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """A predicted mask ``[H, W]`` from superpixels ``[K, H, W]`` and the ground truth."""
+        raise NotImplementedError(f"control '{self.name}' chooses no superpixel")
+
+
+def load_control(name: str) -> Control:
+    """The control called ``name``."""
+    return load_projector(name)()  # type: ignore[return-value]

@@ -1,0 +1,222 @@
+"""The assembled model: projector, language model, ``[SEG]`` state, SAM's mask decoder.
+
+The image encoders are frozen and stand outside; their features come in. Two stages as in the paper
+(section on training): first the language model is frozen; then LoRA joins, and with it what the
+projector holds back (SSPE).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness.config import LanguageConfig, TrainingConfig
+from harness.models.language import SEG, Template, add_lora
+from harness.models.losses import bce_loss, dice_loss
+from harness.models.packing import Branch, PackedBatch, pack
+from harness.models.sam import decode_masks
+from harness.projector import ImageFeatures, Projector, VisualTokens
+
+__all__ = ["Losses", "RISModel"]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The weighted total and its parts (scalars)."""
+
+    total: Tensor
+    ce: Tensor
+    bce: Tensor
+    dice: Tensor
+
+
+class RISModel(nn.Module):
+    """Referring image segmentation with a projector between frozen features and a language model."""
+
+    def __init__(
+        self,
+        projector: Projector,
+        language: nn.Module,
+        template: Template,
+        sam: Sam,
+        options: LanguageConfig,
+    ):
+        """Assemble; LoRA is injected here, so that both stages hold the same parameters.
+
+        Args:
+            projector: built for the language model's width.
+            language: a causal language model with an embedding for every id of the tokenizer.
+            template: the parsed prompt and answer.
+            sam: its mask decoder is trained, its encoders are not used here.
+            options: LoRA and attention.
+        """
+        super().__init__()
+        self.projector = projector
+        self.template = template
+        self.options = options
+        self.seg_id = int(template.tokenizer.convert_tokens_to_ids(SEG))
+        add_lora(language, options)
+        self.language = language.requires_grad_(False)
+        width, prompt_width = language.config.hidden_size, sam.prompt_encoder.embed_dim
+        # LISA's text_hidden_fcs
+        self.seg_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width))
+        self.sam = sam.requires_grad_(False)
+
+    # --- what learns -----------------------------------------------------------------------------
+
+    def set_stage(self, stage: int) -> list[tuple[str, nn.Parameter]]:
+        """Switch on what learns in ``stage``, switch off the rest; returns the learning parameters.
+
+        In stage 1 the language model is frozen but for the row of ``[SEG]``, which did not exist before.
+        """
+        self.requires_grad_(False)
+        self.projector.stage = stage
+        prefixes = tuple(self.projector.trainable_in_stage(stage))
+        for name, parameter in self.projector.named_parameters():
+            parameter.requires_grad_(name.startswith(prefixes))
+        self.seg_head.requires_grad_(True)
+        self.sam.mask_decoder.requires_grad_(True)
+        # Only the single-mask output is used: the other hypernetworks and the IoU head get no gradient.
+        self.sam.mask_decoder.output_hypernetworks_mlps[1:].requires_grad_(False)
+        self.sam.mask_decoder.iou_prediction_head.requires_grad_(False)
+        for table in self._embedding_tables():
+            table.weight.requires_grad_(True)
+        if stage == 2:
+            for name, parameter in self.language.named_parameters():
+                if "lora_" in name:
+                    parameter.requires_grad_(True)
+        return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
+
+    def _embedding_tables(self) -> list[nn.Module]:
+        tables = [self.language.get_input_embeddings(), self.language.get_output_embeddings()]
+        return tables[:1] if tables[0].weight is tables[1].weight else tables
+
+    def mask_frozen_rows(self, stage: int) -> None:
+        """After ``backward``: leave only the row of ``[SEG]`` a gradient where the rest is frozen."""
+        if stage == 2 and self.options.train_embeddings:
+            return
+        for table in self._embedding_tables():
+            if table.weight.grad is not None:
+                kept = table.weight.grad[self.seg_id].clone()
+                table.weight.grad.zero_()
+                table.weight.grad[self.seg_id] = kept
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Everything that either stage trains, by name: what a stage file holds."""
+        return {name: tensor.detach() for name, tensor in self._trained()}
+
+    def _trained(self) -> Iterator[tuple[str, Tensor]]:
+        tables = {id(t.weight) for t in self._embedding_tables()}
+        for name, parameter in self.named_parameters():
+            inside = name.startswith(("projector.", "seg_head.", "sam.mask_decoder."))
+            if inside or "lora_" in name or id(parameter) in tables:
+                yield name, parameter
+        for name, buffer in self.projector.named_buffers():
+            yield f"projector.{name}", buffer
+
+    def load_trained(self, state: dict[str, Tensor], source: str) -> None:
+        """Load what :meth:`trained_state` gave.
+
+        Raises:
+            ValueError: the keys or shapes are not those of this model; the message names ``source``.
+        """
+        own = dict(self._trained())
+        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or extra:
+            raise ValueError(
+                f"{source} is not of this run: {len(missing)} tensors missing ({', '.join(missing[:2])}), "
+                f"{len(extra)} too many ({', '.join(extra[:2])}); delete it and train again"
+            )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                if tensor.shape != state[name].shape:
+                    raise ValueError(
+                        f"{source}: {name} is {list(state[name].shape)}, not {list(tensor.shape)}"
+                    )
+                tensor.copy_(state[name])
+
+    # --- forward ---------------------------------------------------------------------------------
+
+    def visual_tokens(self, image: ImageFeatures, **kwargs: object) -> VisualTokens:
+        """The projector's tokens for a batch of images."""
+        return self.projector(image, **kwargs)
+
+    def pack(self, visual: VisualTokens, expressions: Sequence[Sequence[str]]) -> PackedBatch:
+        """Sequences of the images' expressions (see :func:`harness.models.packing.pack`)."""
+        branches = [[Branch(*self.template.encode(text)) for text in group] for group in expressions]
+        return pack(
+            visual,
+            branches,
+            self.template.before,
+            self.language.get_input_embeddings(),
+            self.seg_id,
+            bidirectional=self.options.visual_attention == "bidirectional",
+        )
+
+    def hidden(self, packed: PackedBatch) -> Tensor:
+        """``[b, L, H]`` last hidden states."""
+        out = self.language.get_decoder()(
+            inputs_embeds=packed.embeddings,
+            attention_mask=packed.mask,
+            position_ids=packed.positions,
+            use_cache=False,
+        )
+        return out.last_hidden_state
+
+    def seg_prompts(self, hidden: Tensor, packed: PackedBatch) -> Tensor:
+        """``[m, 1, C]`` sparse prompts from the hidden state at each ``[SEG]``."""
+        return self.seg_head(hidden[packed.seg_row, packed.seg_column])[:, None]
+
+    def mask_logits(self, prompts: Tensor, image_embeddings: Tensor) -> Tensor:
+        """``[m, s, s]`` low-resolution mask logits; ``image_embeddings [m, C, h, w]``, one an expression."""
+        return decode_masks(self.sam, image_embeddings, prompts)[0][:, 0]
+
+    def forward(
+        self,
+        image: ImageFeatures,
+        expressions: Sequence[Sequence[str]],
+        sam_embeddings: Tensor,
+        **kwargs: object,
+    ) -> tuple[Tensor, Tensor, VisualTokens]:
+        """Low-resolution logits of every expression.
+
+        Args:
+            image: features of ``b`` images.
+            expressions: the expressions of each image.
+            sam_embeddings: ``[b, C, h, w]`` frozen SAM image embeddings.
+            kwargs: ``budget`` and ``generator`` of the projector.
+
+        Returns:
+            ``[m, s, s]`` mask logits, scalar cross-entropy of the answers, and the visual tokens.
+        """
+        visual = self.visual_tokens(image, **kwargs)
+        packed = self.pack(visual, expressions)
+        hidden = self.hidden(packed)
+        scores = self.language.get_output_embeddings()(hidden[packed.target_row, packed.target_column])
+        ce = F.cross_entropy(scores.float(), packed.target_ids)
+        logits = self.mask_logits(self.seg_prompts(hidden, packed), sam_embeddings[packed.image_index])
+        return logits, ce, visual
+
+    def losses(
+        self, logits: Tensor, ce: Tensor, target: Tensor, valid: Tensor | None, weights: TrainingConfig
+    ) -> Losses:
+        """CE, BCE and Dice at the target's resolution, weighted as configured.
+
+        Args:
+            logits: ``[m, s, s]`` low resolution, in SAM's padded square frame.
+            ce: cross-entropy of the answers.
+            target: ``[m, S, S]`` ground truth in the same frame.
+            valid: ``[m, S, S]`` bool, false on padding; ``None`` where there is none.
+            weights: the recipe.
+        """
+        full = F.interpolate(
+            logits[:, None].float(), target.shape[-2:], mode="bilinear", align_corners=False
+        )[:, 0]
+        bce, dice = bce_loss(full, target, valid), dice_loss(full, target, valid)
+        total = weights.ce_weight * ce + weights.bce_weight * bce + weights.dice_weight * dice
+        return Losses(total, ce.detach(), bce.detach(), dice.detach())

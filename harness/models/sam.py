@@ -1,0 +1,170 @@
+"""SAM through the official ``segment_anything`` classes: loading, encoding, batched mask decoding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from segment_anything import sam_model_registry
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.files import read_json, sha256_file, write_json
+from harness.tensors import load_tensors, save_tensors
+
+__all__ = [
+    "TinySamSize",
+    "build_tiny_sam",
+    "decode_masks",
+    "load_sam",
+    "sam_frame",
+    "sam_input",
+    "save_tiny_sam",
+    "upscale_logits",
+]
+
+
+class TinySamSize(BaseModel):
+    """Geometry of a small SAM built from the official classes.
+
+    The image embedding is ``image_size / patch_size`` on a side, the low-resolution masks four times that.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_size: int = 96
+    patch_size: int = 8
+    width: int = 96
+    depth: int = 4
+    heads: int = 4
+    prompt_width: int = 64
+
+
+def build_tiny_sam(size: TinySamSize) -> Sam:
+    """A SAM of the official classes at another size, with random weights."""
+    side = size.image_size // size.patch_size
+    encoder = ImageEncoderViT(
+        img_size=size.image_size,
+        patch_size=size.patch_size,
+        embed_dim=size.width,
+        depth=size.depth,
+        num_heads=size.heads,
+        out_chans=size.prompt_width,
+        qkv_bias=True,
+        use_rel_pos=True,
+        global_attn_indexes=tuple(range(size.depth)),
+    )
+    prompts = PromptEncoder(
+        embed_dim=size.prompt_width,
+        image_embedding_size=(side, side),
+        input_image_size=(size.image_size, size.image_size),
+        mask_in_chans=16,
+    )
+    decoder = MaskDecoder(
+        num_multimask_outputs=3,
+        transformer=TwoWayTransformer(
+            depth=2, embedding_dim=size.prompt_width, mlp_dim=2 * size.prompt_width, num_heads=4
+        ),
+        transformer_dim=size.prompt_width,
+        iou_head_depth=3,
+        iou_head_hidden_dim=size.prompt_width,
+    )
+    return Sam(encoder, prompts, decoder)
+
+
+def save_tiny_sam(sam: Sam, size: TinySamSize, folder: Path | str) -> None:
+    """Write ``model.safetensors`` and ``config.json`` into ``folder``."""
+    folder = Path(folder)
+    save_tensors(folder / "model.safetensors", sam.state_dict())
+    write_json(folder / "config.json", size.model_dump())
+
+
+def load_sam(source: Path | str, kind: str = "tiny", sha256: str | None = None) -> Sam:
+    """A SAM in evaluation mode.
+
+    Args:
+        source: folder of :func:`save_tiny_sam`, or an official ``.pth`` checkpoint.
+        kind: ``tiny``, ``vit_b``, ``vit_l`` or ``vit_h``.
+        sha256: expected digest of the checkpoint's bytes, if known.
+
+    Raises:
+        FileNotFoundError: nothing lies at ``source``.
+        ValueError: the digest differs, or the file holds other keys than the model.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise FileNotFoundError(f"SAM weights {source} are not there; `svp doctor` says how to get them")
+    if source.is_dir():
+        size = TinySamSize.model_validate(read_json(source / "config.json"))
+        sam = build_tiny_sam(size)
+        state = load_tensors(source / "model.safetensors", "delete the folder and pretrain again")
+    else:
+        if sha256 is not None and sha256_file(source) != sha256:
+            raise ValueError(f"{source}: sha256 differs from the expected {sha256[:12]}…; fetch it again")
+        sam = sam_model_registry[kind](checkpoint=None)
+        # weights_only: a checkpoint from the internet is data, never code.
+        state = torch.load(source, map_location="cpu", weights_only=True)
+    missing, unexpected = sam.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        raise ValueError(
+            f"{source} is no {kind} SAM: {len(missing)} keys missing, {len(unexpected)} unexpected"
+        )
+    return sam.eval().requires_grad_(False)
+
+
+def sam_frame(height: int, width: int, image_size: int) -> tuple[int, int]:
+    """``(h, w)`` of an image inside SAM's square input: the longest side fills it, the rest is padding."""
+    return ResizeLongestSide.get_preprocess_shape(height, width, image_size)
+
+
+def sam_input(image: np.ndarray, sam: Sam) -> Tensor:
+    """``[3, S, S]`` normalised and padded input of SAM's image encoder from a uint8 RGB ``[H, W, 3]``."""
+    size = sam.image_encoder.img_size
+    resized = ResizeLongestSide(size).apply_image(image) if max(image.shape[:2]) != size else image
+    pixels = torch.as_tensor(np.ascontiguousarray(resized)).permute(2, 0, 1).float()
+    return sam.preprocess(pixels[None].to(sam.device))[0]
+
+
+def decode_masks(
+    sam: Sam, image_embeddings: Tensor, prompts: Tensor, *, multimask: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Run SAM's own mask decoder on prompts of different images in one batch.
+
+    The official decoder takes one image embedding and adds a dense prompt to it for every prompt. Given a
+    zero image and the real embeddings as dense prompts, the very same forward serves many images.
+
+    Args:
+        sam: supplies the decoder and the prompt encoder's position and no-mask embeddings.
+        image_embeddings: ``[m, C, h, w]``, one an expression.
+        prompts: ``[m, t, C]`` sparse prompt embeddings.
+        multimask: three masks a prompt in place of one.
+
+    Returns:
+        logits ``[m, 1 or 3, 4h, 4w]`` and predicted IoU ``[m, 1 or 3]``.
+    """
+    no_mask = sam.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+    return sam.mask_decoder(
+        image_embeddings=torch.zeros_like(image_embeddings[:1]),
+        image_pe=sam.prompt_encoder.get_dense_pe().to(image_embeddings.dtype),
+        sparse_prompt_embeddings=prompts,
+        dense_prompt_embeddings=image_embeddings + no_mask,
+        multimask_output=multimask,
+    )
+
+
+def upscale_logits(
+    logits: Tensor, image_size: int, frame: tuple[int, int], height: int, width: int
+) -> Tensor:
+    """Low-resolution logits ``[m, 1, s, s]`` to the original image ``[m, 1, height, width]``.
+
+    As SAM does: to its square input, the padding cut off, then to the image; bilinear.
+    """
+    square = F.interpolate(logits, (image_size, image_size), mode="bilinear", align_corners=False)
+    cropped = square[..., : frame[0], : frame[1]]
+    if frame == (height, width):
+        return cropped
+    return F.interpolate(cropped, (height, width), mode="bilinear", align_corners=False)

@@ -1,0 +1,162 @@
+"""Predictions of a run: one row an expression, with the mask as RLE at the photograph's resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from tqdm import tqdm
+
+from harness.assembly import RunData, build_model, load_stage
+from harness.config import RunConfig
+from harness.controls import load_control
+from harness.files import atomic_path
+from harness.models.ris import RISModel
+from harness.models.sam import sam_frame, upscale_logits
+from harness.plan import Plan
+
+__all__ = ["evaluated", "predict_stage"]
+
+_IMAGES_PER_BATCH = 16
+
+
+def evaluated(expressions: pd.DataFrame, splits: tuple[str, ...]) -> pd.DataFrame:
+    """The expressions of the evaluated splits, ordered by dataset, split, image, ref and sentence.
+
+    Raises:
+        ValueError: a named split holds no expression.
+    """
+    names = expressions["dataset"] + "/" + expressions["split"]
+    wanted = set(splits) if splits else set(names[expressions["split"] != "train"])
+    unknown = wanted - set(names)
+    if unknown:
+        known = ", ".join(sorted(set(names)))
+        raise ValueError(f"splits: there is no {', '.join(sorted(unknown))} in the data; there are {known}")
+    order = ["dataset", "split", "image_id", "ref_id", "sent_id"]
+    return expressions[names.isin(wanted)].sort_values(order, ignore_index=True)
+
+
+def encode_mask(mask: np.ndarray) -> str:
+    """COCO compressed counts of a bool or uint8 ``[H, W]``."""
+    return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+
+
+def image_batches(rows: pd.DataFrame, size: int = _IMAGES_PER_BATCH) -> Iterator[list[pd.DataFrame]]:
+    """Expressions grouped by image, a few images at a time: an image is encoded once for all of them."""
+    groups = [g for _, g in rows.groupby(["dataset", "split", "image_id"], sort=False)]
+    for start in range(0, len(groups), size):
+        yield groups[start : start + size]
+
+
+@torch.no_grad()
+def predict_batch(
+    model: RISModel, data: RunData, groups: list[pd.DataFrame], threshold: float
+) -> tuple[list[str], list[int]]:
+    """RLE counts and visual tokens of every expression of a few images."""
+    device = next(model.parameters()).device
+    image_ids = [int(g["image_id"].iloc[0]) for g in groups]
+    logits, _, visual = model(
+        data.features(image_ids, device),
+        [g["sentence"].tolist() for g in groups],
+        data.sam_embeddings(image_ids, device),
+    )
+    image_size = model.sam.image_encoder.img_size
+    counts: list[str] = []
+    tokens: list[int] = []
+    start = 0
+    for group, image_id, length in zip(groups, image_ids, visual.lengths.tolist(), strict=True):
+        height, width = data.size(image_id)
+        part: Tensor = logits[start : start + len(group), None].float()
+        start += len(group)
+        full = upscale_logits(part, image_size, sam_frame(height, width, image_size), height, width)
+        counts += [encode_mask(m) for m in (full[:, 0] > threshold).cpu().numpy()]
+        tokens += [length] * len(group)
+    return counts, tokens
+
+
+def predict_stage(plan: Plan, run: RunConfig) -> None:
+    """Predict every evaluated expression of a run and write ``predictions/<id>.parquet``.
+
+    Args:
+        plan: the study.
+        run: a trained run, or a control that acts on one or on superpixels.
+    """
+    torch.set_num_threads(run.training.torch_threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    base = plan.base_run(run)
+    data = RunData(plan, base)
+    rows = evaluated(data.expressions, run.splits)
+    control = load_control(run.source) if run.acts_on != "training" else None
+    if control is not None:
+        rows = control.rewrite(rows, run.seed)
+    if run.acts_on == "superpixels":
+        counts, tokens = _from_superpixels(control, data, rows, run)
+    else:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = build_model(plan, base, data).to(device).eval()
+        load_stage(model, plan.run_dir(base.id) / "stage2.safetensors")
+        model.projector.stage = 2
+        counts, tokens = [], []
+        total = rows.groupby(["dataset", "split", "image_id"]).ngroups
+        with tqdm(total=total, desc=f"predict {run.id}", unit="image", mininterval=5) as bar:
+            for groups in image_batches(rows):
+                c, t = predict_batch(model, data, groups, run.protocol.threshold)
+                counts += c
+                tokens += t
+                bar.update(len(groups))
+    _write(plan, run, data, rows, counts, tokens)
+
+
+def _from_superpixels(
+    control: object, data: RunData, rows: pd.DataFrame, run: RunConfig
+) -> tuple[list[str], list[int]]:
+    counts: list[str] = []
+    tokens: list[int] = []
+    assert data.superpixels is not None
+    for _, group in tqdm(
+        rows.groupby("image_id", sort=False), desc=f"predict {run.id}", unit="image", mininterval=5
+    ):
+        image_id = int(group["image_id"].iloc[0])
+        masks = data.superpixels.masks(image_id).masks
+        for dataset, ann_id in group[["dataset", "ann_id"]].itertuples(index=False):
+            chosen = control.choose(masks, data.mask(dataset, ann_id))  # type: ignore[attr-defined]
+            counts.append(encode_mask(chosen))
+            tokens.append(len(masks))
+    order = np.concatenate([g.index.to_numpy() for _, g in rows.groupby("image_id", sort=False)])
+    back = np.argsort(order)
+    return [counts[i] for i in back], [tokens[i] for i in back]
+
+
+def _write(
+    plan: Plan, run: RunConfig, data: RunData, rows: pd.DataFrame, counts: list[str], tokens: list[int]
+) -> None:
+    sizes = np.array([data.size(i) for i in rows["image_id"]])
+    table = pd.DataFrame(
+        {
+            "study": run.study,
+            "projector": run.projector,
+            "variant": run.variant,
+            "budget": str(run.budget) if run.budget else "auto",
+            "seed": run.seed,
+            "dataset": rows["dataset"],
+            "split": rows["split"],
+            "protocol": run.protocol.name,
+            "ref_id": rows["ref_id"],
+            "sent_id": rows["sent_id"],
+            "image_id": rows["image_id"],
+            "visual_tokens": tokens,
+            "seg_emitted": True,
+            "status": "ok",
+            "rle": counts,
+            "height": sizes[:, 0],
+            "width": sizes[:, 1],
+        }
+    )
+    target = plan.study_dir / "predictions" / f"{run.id}.parquet"
+    with atomic_path(target) as aside:
+        table.to_parquet(aside, index=False)

@@ -1,0 +1,39 @@
+"""Seeds derived from names, so that data order is the same across projectors and differs across repetitions."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+__all__ = ["forked_rng", "numpy_generator", "seed_of", "torch_generator"]
+
+
+def seed_of(*names: object) -> int:
+    """A 63-bit seed: sha256 of the names joined."""
+    text = "/".join(str(name) for name in names)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def numpy_generator(*names: object) -> np.random.Generator:
+    """A numpy generator seeded by names."""
+    return np.random.default_rng(seed_of(*names))
+
+
+def torch_generator(*names: object) -> torch.Generator:
+    """A CPU generator seeded by names."""
+    return torch.Generator().manual_seed(seed_of(*names))
+
+
+@contextlib.contextmanager
+def forked_rng(*names: object) -> Iterator[None]:
+    """Torch's global state seeded by names inside the block and restored after it.
+
+    For code that cannot be handed a generator: dropout and the initialisation of layers.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of(*names))
+        yield

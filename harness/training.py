@@ -1,0 +1,216 @@
+"""Two-stage training of a run, resumable at every checkpoint to the same weights.
+
+What a step sees depends on (seed, stage, step) alone, never on what was drawn before: the same order
+for every projector, and nothing to restore but weights and optimiser when a killed job starts again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from harness.assembly import RunData, build_model, load_stage
+from harness.config import RunConfig, TrainingConfig
+from harness.files import atomic_path
+from harness.models.ris import RISModel
+from harness.plan import Plan
+from harness.seeds import forked_rng, numpy_generator, torch_generator
+from harness.tensors import load_tensors, save_tensors
+
+__all__ = ["Sampler", "train_stage"]
+
+
+class Sampler:
+    """Draws each step's images and expressions.
+
+    Datasets have equal probability per image, as in LISA's and GLaMM's joint training on RefCOCO,
+    RefCOCO+ and RefCOCOg; within a dataset, images are uniform.
+    """
+
+    def __init__(self, expressions: pd.DataFrame, config: TrainingConfig, seed: int):
+        """From the prepared expressions; only ``train`` is used.
+
+        Raises:
+            ValueError: there is no train split.
+        """
+        train = expressions[expressions["split"] == "train"].reset_index(drop=True)
+        if train.empty:
+            raise ValueError("the prepared data has no train split; see `splits` of the data part")
+        self.train, self.config, self.seed = train, config, seed
+        self._groups: list[list[np.ndarray]] = []
+        for _, frame in train.groupby("dataset", sort=True):
+            self._groups.append([g.index.to_numpy() for _, g in frame.groupby("image_id", sort=True)])
+
+    def rows(self, stage: int, step: int) -> list[pd.DataFrame]:
+        """The expressions of each image of a step."""
+        rng = numpy_generator("order", self.seed, stage, step)
+        out = []
+        for _ in range(self.config.images_per_step):
+            images = self._groups[rng.integers(len(self._groups))]
+            candidates = images[rng.integers(len(images))]
+            count = min(self.config.expressions_per_image, len(candidates))
+            out.append(self.train.loc[rng.choice(candidates, count, replace=False)])
+        return out
+
+
+def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
+    """Linear warm-up, then linear to zero (GLaMM's WarmupDecayLR); ``step`` counts from 0."""
+    warmup = min(config.warmup_steps, max(1, steps // 4))
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    return config.learning_rate * (steps - step) / max(1, steps - warmup)
+
+
+def training_step(
+    model: RISModel, data: RunData, groups: list[pd.DataFrame], run: RunConfig, stage: int, step: int
+) -> dict[str, float]:
+    """Forward and backward of one step, gradients left in place; the loss and its parts."""
+    device = next(model.parameters()).device
+    image_ids = [int(g["image_id"].iloc[0]) for g in groups]
+    features = data.features(image_ids, device)
+    sam_embeddings = data.sam_embeddings(image_ids, device)
+    expressions = [g["sentence"].tolist() for g in groups]
+    image_size = model.sam.image_encoder.img_size
+    target, valid = data.targets(pd.concat(groups), image_size)
+    target, valid = target.to(device), valid.to(device) if valid is not None else None
+    budgets = model.projector.training_budgets(step, torch_generator("budget", run.seed, stage, step))
+    parts: dict[str, float] = {"loss": 0.0, "ce": 0.0, "bce": 0.0, "dice": 0.0, "visual_tokens": 0.0}
+    for budget in budgets:
+        generator = torch_generator("draw", run.seed, stage, step)
+        with forked_rng("dropout", run.seed, stage, step):
+            logits, ce, visual = model(
+                features, expressions, sam_embeddings, budget=budget, generator=generator
+            )
+            losses = model.losses(logits, ce, target, valid, run.training)
+        (losses.total / len(budgets)).backward()
+        values = {"loss": losses.total, "ce": losses.ce, "bce": losses.bce, "dice": losses.dice}
+        for name, value in values.items():
+            parts[name] += value.item() / len(budgets)
+        parts["visual_tokens"] += visual.lengths.float().mean().item() / len(budgets)
+    if not math.isfinite(parts["loss"]):
+        raise FloatingPointError(f"{run.id}: the loss is {parts['loss']} at stage {stage}, step {step}")
+    return parts
+
+
+class _Checkpoint:
+    """Weights, optimiser state and step, in one safetensors file outside the declared outputs."""
+
+    def __init__(self, folder: Path, stage: int):
+        self.path = folder / f"stage{stage}.checkpoint.safetensors"
+
+    def save(self, model: RISModel, optimizer: torch.optim.AdamW, names: list[str], step: int) -> None:
+        tensors = {f"model/{k}": v for k, v in model.trained_state().items()}
+        for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
+            for key in ("exp_avg", "exp_avg_sq"):
+                tensors[f"{key}/{name}"] = optimizer.state[parameter][key]
+        tensors["step"] = torch.tensor(step)
+        save_tensors(self.path, tensors)
+
+    def load(self, model: RISModel, optimizer: torch.optim.AdamW, names: list[str]) -> int:
+        """The step to go on from; 0 where there is no checkpoint.
+
+        A checkpoint that cannot be read is an error, never silently started over.
+        """
+        if not self.path.exists():
+            return 0
+        tensors = load_tensors(self.path, "delete it to train this stage anew")
+        step = int(tensors.pop("step"))
+        state = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
+        model.load_trained(state, str(self.path))
+        for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
+                "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
+            }
+        return step
+
+
+class _Log:
+    """``log.jsonl``: one line a logged step; lines past the resumed step are dropped on resume."""
+
+    def __init__(self, path: Path, stage: int, resumed: int):
+        self.path, self.stage = path, stage
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                value = json.loads(line)
+                earlier = value["stage"] < stage
+                if earlier or (value["stage"] == stage and value["step"] <= resumed and resumed > 0):
+                    kept.append(line)
+        with atomic_path(path) as aside:
+            aside.write_text("".join(line + "\n" for line in kept))
+        if resumed:
+            self.write({"step": resumed, "event": "resumed"})
+
+    def write(self, values: dict[str, object]) -> None:
+        with self.path.open("a") as stream:
+            stream.write(json.dumps({"stage": self.stage, **values}) + "\n")
+
+
+def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
+    """Train one stage of a run and write ``runs/<id>/stage<stage>.safetensors``.
+
+    Args:
+        plan: the study.
+        run: the run.
+        stage: 1 (language model frozen) or 2 (LoRA, and what the projector held back).
+    """
+    config = run.training
+    torch.set_num_threads(config.torch_threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    data = RunData(plan, run)
+    model = build_model(plan, run, data).to(device)
+    run_dir = plan.run_dir(run.id)
+    if stage == 2:
+        load_stage(model, run_dir / "stage1.safetensors")
+    named = model.set_stage(stage)
+    names = [n for n, _ in named]
+    optimizer = torch.optim.AdamW(
+        [p for _, p in named], lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+    )
+    checkpoint = _Checkpoint(plan.work_dir(run), stage)
+    first = checkpoint.load(model, optimizer, names)
+    log = _Log(run_dir / "log.jsonl", stage, first)
+    sampler = Sampler(data.expressions, config, run.seed)
+    steps = config.stage1_steps if stage == 1 else config.stage2_steps
+    model.train()
+    model.sam.eval()
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc=f"{run.id} stage {stage}", mininterval=5)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, config)
+        optimizer.zero_grad(set_to_none=True)
+        parts = training_step(model, data, sampler.rows(stage, step), run, stage, step)
+        model.mask_frozen_rows(stage)
+        for parameter in optimizer.param_groups[0]["params"]:
+            if parameter.grad is None:  # a part that this batch did not touch
+                parameter.grad = torch.zeros_like(parameter)
+        norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.grad_clip)
+        optimizer.step()
+        done = step + 1
+        if done % config.log_every == 0 or done == steps:
+            rate = optimizer.param_groups[0]["lr"]
+            log.write({"step": done, **_rounded(parts), "lr": rate, "grad_norm": round(float(norm), 5)})
+            bar.set_postfix(loss=f"{parts['loss']:.3f}")
+        if done % config.checkpoint_every == 0 and done < steps:
+            checkpoint.save(model, optimizer, names, done)
+    save_tensors(run_dir / f"stage{stage}.safetensors", model.trained_state())
+    checkpoint.path.unlink(missing_ok=True)
+    if stage == 2:
+        shutil.rmtree(plan.work_dir(run), ignore_errors=True)
+
+
+def _rounded(parts: dict[str, float]) -> dict[str, float]:
+    return {k: round(v, 6) for k, v in parts.items()}
