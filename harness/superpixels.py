@@ -65,7 +65,7 @@ class SuperpixelMasks:
             )
         if not len(self.masks) == len(self.scores) == len(self.levels):
             raise ValueError(
-                f"{len(self.masks)} masks, {len(self.scores)} scores and {len(self.levels)} levels differ in number"
+                f"{len(self.masks)} masks, {len(self.scores)} scores, {len(self.levels)} levels: not one each"
             )
 
     @classmethod
@@ -109,9 +109,7 @@ class SuperpixelSource:
             ValueError: the source needs a SAM and got none.
         """
         if self.needs_sam and sam is None:
-            raise ValueError(
-                f"superpixel source '{self.name}' needs a SAM; pass one, or choose a source that does not"
-            )
+            raise ValueError(f"superpixel source '{self.name}' needs a SAM; pass one")
         self.config: Any = config if config is not None else self.Config()
         self.sam = sam
 
@@ -181,9 +179,8 @@ def find_sources(*packages: str) -> dict[str, SourceInfo]:
             for path in sorted(Path(folder).glob("*.py")):
                 for info in _declared(path, f"{package}.{path.stem}"):
                     if info.name in found:
-                        raise ValueError(
-                            f"superpixel source '{info.name}' is declared in {found[info.name].path} and {path}"
-                        )
+                        first = found[info.name].path
+                        raise ValueError(f"superpixel source '{info.name}' is declared in {first} and {path}")
                     found[info.name] = info
     return found
 
@@ -259,11 +256,11 @@ def write_superpixels(
 
     from harness.superpixel_store import FORMAT_VERSION, encode_image, read_shard_rows, summarise, write_shard
 
-    out_dir, root = Path(out_dir), Path(root)
+    out_dir, base = Path(out_dir), Path(root)
     ids = [int(i) for i in images["image_id"]]
     if len(set(ids)) != len(ids):
         raise ValueError("images: an image_id occurs twice; the prepared table must hold each image once")
-    paths = [root / str(p) for p in images["path"]]
+    paths = [base / str(p) for p in images["path"]]
     described = {
         "format": FORMAT_VERSION,
         "source": source.name,

@@ -70,11 +70,8 @@ def smallest_owner(superpixels: Superpixels) -> Tensor:
     Smallest on top is how FMA-WSSS paints overlapping masks (``area_smaller``).
     """
     lengths = superpixels.lengths
-    areas = torch.where(
-        binary_cells(superpixels.occupancy),
-        superpixels.areas[:, None],
-        torch.full_like(superpixels.areas, torch.inf)[:, None],
-    )
+    inside = binary_cells(superpixels.occupancy)
+    areas = superpixels.areas[:, None].expand_as(inside).masked_fill(~inside, torch.inf)
     padded = torch.where(_valid(lengths)[..., None], pad(areas, lengths), torch.inf)
     smallest, place = padded.min(dim=1)
     first = torch.cumsum(lengths, 0) - lengths

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from harness.projector import ImageFeatures, Interface, Projector, ProjectorConfig, Superpixels, VisualTokens
 from svp.pooling import order_key, pool, smallest_owner, sort_by, with_background
 from svp.ssa import SuperpixelAttention, own_embedding
-from svp.sspe import BoxEncoder, CentroidEncoder, CrossAttentionEncoder, MaskEncoder, ShapeHead
+from svp.sspe import BoxEncoder, CentroidEncoder, CrossAttentionEncoder, MaskEncoder, ShapeEncoder, ShapeHead
 
 __all__ = ["SVP"]
 
@@ -24,8 +24,7 @@ class SVP(Projector):
     """
 
     name = "svp"
-    reference = "arXiv 2509.13676; github.com/HAL-42/SVP (could not be read: reimplemented from the paper's description)"
-    licence = "none read"
+    reference = "arXiv 2509.13676 (reimplemented from its description)"
     needs = ("superpixels",)
 
     class Config(ProjectorConfig):
@@ -38,6 +37,7 @@ class SVP(Projector):
             sspe_blocks: 3 in the paper.
             sspe_queries: 4 in the paper.
             sspe_width: width inside the encoder; ``None`` takes the vision width.
+            sspe_mlp_ratio: widening of its MLPs; the paper does not say, 2 keeps it light.
             sspe_from_stage: first training stage with SSPE; before, it is off everywhere. 2 in the paper.
             ssa: ``none`` (pooling only), ``plain`` (no SSPE), ``query_sspe`` (SSPE on queries only),
                 ``patch_sspe`` (and on keys, each patch's own), ``superpixel_sspe`` (and on keys, that of
@@ -56,6 +56,7 @@ class SVP(Projector):
         sspe_blocks: int = Field(3, ge=1)
         sspe_queries: int = Field(4, ge=1)
         sspe_width: int | None = Field(None, ge=4)
+        sspe_mlp_ratio: int = Field(2, ge=1)
         sspe_from_stage: Literal[1, 2] = 2
         ssa: Literal["none", "plain", "query_sspe", "patch_sspe", "superpixel_sspe"] = "superpixel_sspe"
         ssa_heads: int = Field(8, ge=1)
@@ -74,13 +75,14 @@ class SVP(Projector):
         encoder = self._encoder(options)
         self.sspe = ShapeHead(encoder, width, d) if encoder is not None else None
 
-    def _encoder(self, options: SVP.Config) -> nn.Module | None:
+    def _encoder(self, options: SVP.Config) -> ShapeEncoder | None:
         width = options.sspe_width or self.interface.vision_width
         if options.sspe == "cross_attention":
             return CrossAttentionEncoder(
                 width,
                 blocks=options.sspe_blocks,
                 queries=options.sspe_queries,
+                mlp_ratio=options.sspe_mlp_ratio,
                 reading=options.sspe_reading,
             )
         if options.sspe == "bbox_mlp":

@@ -17,7 +17,15 @@ from torch.nn import functional as F
 from harness.projector import Superpixels
 from svp.pooling import binary_cells
 
-__all__ = ["BoxEncoder", "CentroidEncoder", "CrossAttentionEncoder", "MaskEncoder", "ShapeHead", "sincos_2d"]
+__all__ = [
+    "BoxEncoder",
+    "CentroidEncoder",
+    "CrossAttentionEncoder",
+    "MaskEncoder",
+    "ShapeEncoder",
+    "ShapeHead",
+    "sincos_2d",
+]
 
 
 def sincos_2d(points: Tensor, width: int, cycles: float = 32.0) -> Tensor:
@@ -46,10 +54,20 @@ def cell_centres(grid: tuple[int, int], like: Tensor) -> Tensor:
     return torch.stack([x.repeat(grid[0]), y.repeat_interleave(grid[1])], dim=1)
 
 
-class _Block(nn.Module):
-    """Self-attention among a superpixel's queries, masked cross-attention to the grid, MLP; pre-norm."""
+class ShapeEncoder(nn.Module):
+    """Base of the encoders: superpixels on a grid in, ``[S, output_width]`` out."""
 
-    def __init__(self, width: int, heads: int, with_value: bool):
+    output_width: int
+
+
+class _Block(nn.Module):
+    """Self-attention among a superpixel's queries, masked cross-attention to the grid, MLP; pre-norm.
+
+    Queries ``[1, Q, c]`` stand for the same queries of every superpixel: before the first block's
+    cross-attention nothing tells superpixels apart, so that much is computed once.
+    """
+
+    def __init__(self, width: int, heads: int, ratio: int, with_value: bool):
         super().__init__()
         self.heads = heads
         self.norm_self, self.norm_cross, self.norm_mlp = (nn.LayerNorm(width) for _ in range(3))
@@ -57,33 +75,37 @@ class _Block(nn.Module):
         self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.cross_out = nn.Linear(width, width)
         self.occupancy_value = nn.Parameter(torch.randn(width) * width**-0.5) if with_value else None
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
 
     def forward(self, queries: Tensor, position: Tensor, bias: Tensor, occupancy: Tensor) -> Tensor:
-        """Queries ``[S, Q, c]``, position ``[n, c]``, bias and occupancy ``[S, n]`` -> ``[S, Q, c]``."""
-        q, k, v = self.self_qkv(self.norm_self(queries)).unflatten(2, (3, self.heads, -1)).unbind(2)
-        mixed = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
-        queries = queries + self.self_out(mixed.transpose(1, 2).flatten(2))
+        """Queries ``[S or 1, Q, c]``, position ``[n, c]``, bias and occupancy ``[S, n]`` -> ``[S, Q, c]``."""
+        queries = queries + self.self_out(self._confer(self.norm_self(queries)))
         queries = queries + self.cross_out(self._look(self.norm_cross(queries), position, bias, occupancy))
         return queries + self.mlp(self.norm_mlp(queries))
 
+    def _confer(self, queries: Tensor) -> Tensor:
+        q, k, v = self.self_qkv(queries).unflatten(2, (3, self.heads, -1)).unbind(2)
+        # plain products: fused attention kernels are slow on sequences of four
+        scores = torch.einsum("sqhc,skhc->shqk", q * q.shape[-1] ** -0.5, k)
+        return torch.einsum("shqk,skhc->sqhc", scores.softmax(dim=-1), v).flatten(2)
+
     def _look(self, queries: Tensor, position: Tensor, bias: Tensor, occupancy: Tensor) -> Tensor:
-        count, each, width = queries.shape
+        each, width = queries.shape[1:]
         k, v = self.key_value(position).unflatten(1, (2, self.heads, -1)).permute(1, 2, 0, 3)
         q = self.query(queries).flatten(0, 1).unflatten(1, (self.heads, -1)).transpose(0, 1)
         # one product for all superpixels: the keys are shared
         scores = (q * (width // self.heads) ** -0.5) @ k.transpose(1, 2)
-        scores = scores.unflatten(1, (count, each)) + bias[:, None]
+        scores = scores.unflatten(1, (-1, each)) + bias[:, None]
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
         seen = (weights.flatten(1, 2) @ v).transpose(0, 1).flatten(1)
         if self.occupancy_value is not None:
             covered = (weights * occupancy[:, None]).sum(dim=-1)  # [heads, S, Q]
             value = self.occupancy_value.unflatten(0, (self.heads, -1))
             seen = seen + torch.einsum("hsq,hc->sqhc", covered, value).flatten(0, 1).flatten(1)
-        return seen.unflatten(0, (count, each))
+        return seen.unflatten(0, (-1, each))
 
 
-class CrossAttentionEncoder(nn.Module):
+class CrossAttentionEncoder(ShapeEncoder):
     """The paper's encoder: learnable queries that attend to the grid under the superpixel's mask.
 
     ``grid`` (reading A): keys and values are position embeddings of the cells inside the mask (at least
@@ -95,17 +117,20 @@ class CrossAttentionEncoder(nn.Module):
         width: of queries, keys and values.
         blocks: 3 in the paper.
         queries: 4 in the paper.
+        mlp_ratio: width of the blocks' MLPs over ``width``.
         reading: ``grid`` or ``occupancy``.
     """
 
-    def __init__(self, width: int, *, blocks: int, queries: int, reading: str):
+    def __init__(self, width: int, *, blocks: int, queries: int, mlp_ratio: int, reading: str):
         super().__init__()
         heads = max(h for h in range(1, max(1, width // 32) + 1) if width % h == 0)
         self.reading = reading
         self.queries = nn.Parameter(torch.randn(queries, width) * 0.5)
         self.embed = nn.Linear(4 * math.ceil(width / 4), width)
         self.norm = nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(_Block(width, heads, reading == "occupancy") for _ in range(blocks))
+        self.blocks = nn.ModuleList(
+            _Block(width, heads, mlp_ratio, reading == "occupancy") for _ in range(blocks)
+        )
         self.output_width = queries * width
 
     def forward(self, superpixels: Superpixels, grid: tuple[int, int]) -> Tensor:
@@ -115,43 +140,43 @@ class CrossAttentionEncoder(nn.Module):
         share = binary_cells(occupancy).to(occupancy.dtype) if self.reading == "grid" else occupancy
         lowest = torch.finfo(occupancy.dtype).min
         bias = share.log().clamp(min=lowest)
-        states = self.queries.expand(len(occupancy), -1, -1)
+        states = self.queries[None]
         for block in self.blocks:
             states = block(states, position, bias, occupancy)
         return states.flatten(1)
 
 
-class BoxEncoder(nn.Module):
+class BoxEncoder(ShapeEncoder):
     """BBox-MLP of the ablation: corners and area through a two-layer MLP."""
 
     def __init__(self, width: int):
         super().__init__()
         self.output_width = width
-        self.mlp = nn.Sequential(nn.Linear(5, width), nn.GELU(), nn.Linear(width, width))
+        self.inner, self.outer = nn.Linear(5, width), nn.Linear(width, width)
 
     def forward(self, superpixels: Superpixels, grid: tuple[int, int]) -> Tensor:
         """``[S, width]``."""
         inputs = torch.cat([superpixels.boxes, superpixels.areas[:, None]], dim=1)
-        return self.mlp(inputs.to(self.mlp[0].weight.dtype))
+        return self.outer(F.gelu(self.inner(inputs.to(self.inner.weight.dtype))))
 
 
-class MaskEncoder(nn.Module):
+class MaskEncoder(ShapeEncoder):
     """Mask-MLP: the flattened mask through an MLP (the spatial token of Osprey, arXiv 2312.10032)."""
 
     def __init__(self, width: int, grid: tuple[int, int]):
         super().__init__()
         self.output_width, self.grid = width, grid
-        self.mlp = nn.Sequential(nn.Linear(grid[0] * grid[1], width), nn.GELU(), nn.Linear(width, width))
+        self.inner, self.outer = nn.Linear(grid[0] * grid[1], width), nn.Linear(width, width)
 
     def forward(self, superpixels: Superpixels, grid: tuple[int, int]) -> Tensor:
         """``[S, width]``; occupancy on another grid than built for is resampled by area."""
         occupancy = superpixels.occupancy
         if tuple(grid) != tuple(self.grid):
             occupancy = F.adaptive_avg_pool2d(occupancy.unflatten(1, grid), self.grid).flatten(1)
-        return self.mlp(occupancy.to(self.mlp[0].weight.dtype))
+        return self.outer(F.gelu(self.inner(occupancy.to(self.inner.weight.dtype))))
 
 
-class CentroidEncoder(nn.Module):
+class CentroidEncoder(ShapeEncoder):
     """Sinusoidal embedding of the centroid: position without shape."""
 
     def __init__(self, width: int):
@@ -177,7 +202,7 @@ class ShapeHead(nn.Module):
         attention_width: ``d``.
     """
 
-    def __init__(self, encoder: nn.Module, language_width: int, attention_width: int):
+    def __init__(self, encoder: ShapeEncoder, language_width: int, attention_width: int):
         super().__init__()
         self.encoder = encoder
         self.norm = nn.LayerNorm(encoder.output_width)

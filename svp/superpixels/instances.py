@@ -38,18 +38,14 @@ class Instances(SuperpixelSource):
             ValueError: no annotation table is named, or it is not there.
         """
         if config is None:
-            raise ValueError(
-                "superpixel source 'instances' needs 'annotations', the prepared annotations.parquet"
-            )
+            raise ValueError("superpixel source 'instances' needs 'annotations': annotations.parquet")
         super().__init__(config, sam)
         path = self.config.annotations
         if not path.is_file():
-            raise ValueError(
-                f"superpixel source 'instances': {path} does not exist; run the prepare stage first"
-            )
+            raise ValueError(f"superpixel source 'instances': {path} is missing; run the prepare stage")
         table = pd.read_parquet(path, columns=["image_id", "height", "width", "rle"])
         # the same object can stand in several datasets of one image
-        self._by_image = {i: rows for i, rows in table.drop_duplicates().groupby("image_id")}
+        self._by_image = dict(iter(table.drop_duplicates().groupby("image_id")))
 
     def generate(
         self, image: np.ndarray, *, image_id: int | None = None, sam_embedding: Any = None
@@ -73,5 +69,5 @@ class Instances(SuperpixelSource):
             masks = np.ascontiguousarray(coco_mask.decode(codes).transpose(2, 0, 1)).astype(bool)
         rest = ~masks.any(axis=0)
         if self.config.rest and rest.any():
-            masks = np.concatenate([masks, rest[None]])
+            masks = np.concatenate([masks, np.expand_dims(rest, 0)])
         return SuperpixelMasks.of(masks)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from segment_anything.modeling import Sam
+from segment_anything.modeling.transformer import Attention
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -76,7 +77,7 @@ def _heads(linear: torch.nn.Linear, heads: int) -> tuple[Tensor, Tensor]:
     return linear.weight.unflatten(0, (heads, -1)), linear.bias.unflatten(0, (heads, -1))
 
 
-def _tokens_to_image(attention: torch.nn.Module, tokens: Tensor, cells: Tensor, position: Tensor) -> Tensor:
+def _tokens_to_image(attention: Attention, tokens: Tensor, cells: Tensor, position: Tensor) -> Tensor:
     """Token-to-image attention with the image-side projections moved to the tokens.
 
     Args:
@@ -105,7 +106,7 @@ def _tokens_to_image(attention: torch.nn.Module, tokens: Tensor, cells: Tensor, 
 
 
 def _image_to_tokens(
-    attention: torch.nn.Module, cells: Tensor, position: Tensor, keys: Tensor, values: Tensor
+    attention: Attention, cells: Tensor, position: Tensor, keys: Tensor, values: Tensor
 ) -> Tensor:
     """Image-to-token attention, query and output projections of the image side moved to the tokens.
 
