@@ -22,12 +22,19 @@ _OURS = ("harness", "svp", "baselines")
 
 @cache
 def _module_file(module: str) -> Path | None:
-    spec = None
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
+    # Only the top package goes through the import system: finding a submodule imports its parents.
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None:
         return None
-    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+    if not rest and spec.origin and spec.origin.endswith(".py"):
+        return Path(spec.origin)
+    for folder in spec.submodule_search_locations or ():
+        place = Path(folder, *rest)
+        for path in (place.with_suffix(".py"), place / "__init__.py"):
+            if path.is_file():
+                return path
+    return None
 
 
 def _imports(tree: ast.AST) -> set[str]:
@@ -38,7 +45,7 @@ def _imports(tree: ast.AST) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return {n for n in names if n.split(".")[0] in _OURS}
+    return names
 
 
 class _StripDocstrings(ast.NodeTransformer):
@@ -61,7 +68,14 @@ def _parsed(path: Path) -> tuple[str, frozenset[str]]:
 
 
 def module_closure(entry: str | Path) -> dict[str, Path]:
-    """The files of this project that ``entry`` (a dotted module or a file) imports, itself included."""
+    """The files that ``entry`` (a dotted module or a file) imports, itself included.
+
+    Followed are this project's packages, and the package of ``entry`` where that is another.
+
+    Raises:
+        ValueError: there is no such module.
+    """
+    ours = {*_OURS, str(entry).split(".")[0]} if isinstance(entry, str) else set(_OURS)
     start = entry if isinstance(entry, Path) else _module_file(entry)
     if start is None:
         raise ValueError(f"module {entry} cannot be found")
@@ -69,13 +83,15 @@ def module_closure(entry: str | Path) -> dict[str, Path]:
     todo = [start]
     while todo:
         for module in sorted(_parsed(todo.pop())[1]):
-            path = None if module in found or module.startswith(_NOT_FOLLOWED) else _module_file(module)
-            if path is not None:
+            if module.split(".")[0] not in ours or module in found or module in _NOT_FOLLOWED:
+                continue
+            if (path := _module_file(module)) is not None:
                 found[module] = path
                 todo.append(path)
     return found
 
 
+@cache
 def code_hash(*entries: str | Path) -> str:
     """Hash of the stripped source that ``entries`` depend on (12 hex digits)."""
     parts: dict[str, str] = {}

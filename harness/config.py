@@ -33,6 +33,7 @@ __all__ = [
     "TrainingConfig",
     "VisionConfig",
     "load_study",
+    "read_study",
     "resolve_study",
 ]
 
@@ -337,8 +338,31 @@ def expand(value: str) -> str:
     out = os.path.expandvars(value)
     if "${" in out:
         name = out.split("${", 1)[1].split("}", 1)[0]
-        raise ConfigError(f"'{value}' needs the environment variable {name}; set it, or pass --config data_root=…")
+        raise ConfigError(
+            f"'{value}' needs the environment variable {name}; set it, or pass --config data_root=…"
+        )
     return out
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = _merge(out[key], value) if both else value
+    return out
+
+
+def read_study(path: Path | str, root: Path | str = ".") -> dict[str, Any]:
+    """A study file's raw mapping on top of ``config/default.yaml``, merged as Snakemake's ``--configfile`` does.
+
+    Raises:
+        ConfigError: a file is missing or is not a YAML mapping.
+    """
+    path, default = Path(path), Path(root) / "config" / "default.yaml"
+    for each in (default, path):
+        if not each.is_file():
+            raise ConfigError(f"study file {each} does not exist; run from the repository's root")
+    return _merge(_read_yaml(default), _read_yaml(path))
 
 
 def load_study(raw: Mapping[str, Any]) -> StudyConfig:

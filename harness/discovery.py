@@ -75,14 +75,23 @@ def nearest(word: str, known: list[str]) -> str:
 def _option_names(node: ast.ClassDef) -> frozenset[str] | None:
     for item in node.body:
         if isinstance(item, ast.ClassDef) and item.name == "Config":
-            fields = [a.target.id for a in item.body if isinstance(a, ast.AnnAssign) and isinstance(a.target, ast.Name)]
+            fields = [
+                a.target.id
+                for a in item.body
+                if isinstance(a, ast.AnnAssign) and isinstance(a.target, ast.Name)
+            ]
             plain = all(isinstance(b, ast.Name) and b.id == "ProjectorConfig" for b in item.bases)
             return frozenset(fields) if plain else None
     plain = all(isinstance(b, ast.Name) and b.id in ("Projector", "Control") for b in node.bases)
     return frozenset() if plain else None
 
 
-def _declarations(path: Path, module: str | None) -> list[ProjectorInfo]:
+def _declarations(path: Path, module: str | None) -> tuple[ProjectorInfo, ...]:
+    return _read_declarations(path, module, path.stat().st_mtime_ns)
+
+
+@cache
+def _read_declarations(path: Path, module: str | None, _changed_ns: int) -> tuple[ProjectorInfo, ...]:
     found = []
     for node in ast.parse(path.read_text(), filename=str(path)).body:
         if not isinstance(node, ast.ClassDef):
@@ -96,8 +105,10 @@ def _declarations(path: Path, module: str | None) -> list[ProjectorInfo]:
                 except ValueError as error:
                     raise ValueError(f"{path}: {node.name}.{target.id} must be a literal") from error
         if isinstance(literals.get("name"), str):
-            found.append(ProjectorInfo(literals["name"], path, node.name, module, literals, _option_names(node)))
-    return found
+            found.append(
+                ProjectorInfo(literals["name"], path, node.name, module, literals, _option_names(node))
+            )
+    return tuple(found)
 
 
 @cache
@@ -121,7 +132,9 @@ def find_projectors() -> dict[str, ProjectorInfo]:
         for path in sorted(folder.glob("*.py")):
             for info in _declarations(path, f"{package}.{path.stem}"):
                 if info.name in found:
-                    raise ValueError(f"projector '{info.name}' is declared in {found[info.name].path} and {path}")
+                    raise ValueError(
+                        f"projector '{info.name}' is declared in {found[info.name].path} and {path}"
+                    )
                 found[info.name] = info
     return found
 
@@ -138,7 +151,9 @@ def get_projector(name: str) -> ProjectorInfo:
             raise ValueError(f"projector file {name} does not exist")
         infos = _declarations(path.resolve(), None)
         if len(infos) != 1:
-            raise ValueError(f"{name} must declare exactly one projector with a literal 'name', found {len(infos)}")
+            raise ValueError(
+                f"{name} must declare exactly one projector with a literal 'name', found {len(infos)}"
+            )
         return infos[0]
     if ":" in name:
         module, class_name = name.split(":", 1)

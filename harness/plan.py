@@ -9,35 +9,21 @@ studies share them and nothing stale is ever picked up.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from harness.codehash import code_hash
-from harness.config import RunConfig, StudyConfig, SuperpixelConfig, load_study, resolve_study
-from harness.discovery import get_projector
+from harness.config import ConfigError, RunConfig, StudyConfig, SuperpixelConfig, load_study, resolve_study
+from harness.data.options import DataOptions, ReferData, SyntheticData, expand_root
 from harness.files import digest, read_json, write_json
 
-__all__ = ["Plan", "RunPaths"]
+__all__ = ["Plan"]
 
 
 def _plain(model: BaseModel) -> dict[str, Any]:
     return model.model_dump(mode="json")
-
-
-@dataclass(frozen=True)
-class RunPaths:
-    """Where a run's files lie, and the keys of the shared artefacts that it reads."""
-
-    data: str
-    vision: str
-    language: str
-    sam: str
-    features: tuple[str, ...]
-    superpixels: str | None
 
 
 class Plan:
@@ -127,15 +113,16 @@ class Plan:
             values["patch_size"], values["image_size"] = models.vision.patch_size, models.vision.image_size
         return {"pool": self.pool_spec(run), "part": part, **values}
 
-    def pool_spec(self, run: RunConfig) -> dict[str, Any]:
+    def pool_options(self, run: RunConfig) -> SyntheticData:
         """The synthetic data whose pool the tiny models are pretrained on."""
-        from harness.data.options import SyntheticData
-
-        data = run.data
-        if isinstance(data, SyntheticData):
+        if isinstance(run.data, SyntheticData):
             # The leak is made in the splits; the pool is the same, and so are the tiny models.
-            return _plain(data.model_copy(update={"overlap": 0.0}))
-        return _plain(SyntheticData())
+            return run.data.model_copy(update={"overlap": 0.0})
+        return SyntheticData()
+
+    def pool_spec(self, run: RunConfig) -> dict[str, Any]:
+        """What the pretraining pool depends on."""
+        return _plain(self.pool_options(run))
 
     def model_key(self, run: RunConfig, part: str) -> str:
         """Key of the vision encoder, language model or SAM of a run."""
@@ -192,12 +179,30 @@ class Plan:
         extras = tuple(n for n in ("levels", "cls_attention", "keys") if n in run.needs)
         return ("patches", "sam", *extras)
 
+    def data_options(self, key: str) -> DataOptions:
+        """The options of the data called ``key``, prepared data and pretraining pool alike."""
+        run = self.owner(key)
+        return run.data if key == self.data_key(run) else self.pool_options(run)
+
     # --- who needs what --------------------------------------------------------------------------
 
     @property
     def trained(self) -> list[RunConfig]:
         """Runs that are trained (not controls that act at prediction time)."""
         return [r for r in self.runs.values() if r.acts_on == "training"]
+
+    @staticmethod
+    def threads(run: RunConfig) -> int:
+        """Torch threads of a job of ``run``: from the config, so that results do not hang on the machine."""
+        return run.training.torch_threads
+
+    def train_priority(self, run_id: str) -> float:
+        """30 to 60, the run with the most visual tokens first, so that no long job is left to the end."""
+        run = self.runs[run_id]
+        height, width = run.models.vision.grid
+        adaptive = run.budget is None and run.superpixels is not None
+        share = 0.25 if adaptive else (run.budget or height * width) / (height * width)
+        return 30 + 30 * min(share, 1.0)
 
     def base_run(self, run: RunConfig) -> RunConfig:
         """The trained run whose weights a run predicts with (itself, or the one its control acts on)."""
@@ -222,6 +227,27 @@ class Plan:
                 return run
         raise ValueError(f"no run of study '{self.study.study}' uses {key}")
 
+    def check_inputs(self) -> None:
+        """Look for the raw data before any job starts; the plan itself is made without it.
+
+        Raises:
+            ConfigError: a folder or an annotation file is missing; the message names it.
+        """
+        for data in {run.data for run in self.runs.values()}:
+            if not isinstance(data, ReferData):
+                continue
+            try:
+                root = expand_root(data.root)
+            except ValueError as error:
+                raise ConfigError(f"{error}, or pass --config data_root=FOLDER") from error
+            wanted = [root / data.image_dir]
+            for each in data.datasets:
+                folder = root / (each.folder or each.name)
+                wanted += [folder / f"refs({each.split_by}).p", folder / "instances.json"]
+            for path in wanted:
+                if not path.exists():
+                    raise ConfigError(f"{path} is not there; data.root must name a folder in REFER layout")
+
     # --- paths -----------------------------------------------------------------------------------
 
     def data_dir(self, key: str) -> Path:
@@ -244,50 +270,92 @@ class Plan:
         """A run's weights and log."""
         return self.study_dir / "runs" / run_id
 
+    def weights(self, run_id: str, stage: int = 2) -> Path:
+        """A run's trained tensors after ``stage``."""
+        return self.run_dir(run_id) / f"stage{stage}.safetensors"
+
+    def prediction_file(self, run_id: str) -> Path:
+        """A run's predicted masks, one row an expression."""
+        return self.study_dir / "predictions" / f"{run_id}.parquet"
+
+    def score_file(self, run_id: str) -> Path:
+        """A run's scores, one row an expression."""
+        return self.study_dir / "scores" / f"{run_id}.parquet"
+
+    @property
+    def efficiency_file(self) -> Path:
+        """Timings of all projectors, measured in one job."""
+        return self.study_dir / "efficiency" / "study.json"
+
+    @property
+    def tables_dir(self) -> Path:
+        """The study's tables."""
+        return self.study_dir / "tables"
+
+    @property
+    def figures_dir(self) -> Path:
+        """The study's figures."""
+        return self.study_dir / "figures"
+
+    @property
+    def published_file(self) -> Path:
+        """What was mirrored to the tracker."""
+        return self.study_dir / "published.json"
+
+    @property
+    def tracking_uri(self) -> str:
+        """The MLflow store."""
+        return self.study.tracking_uri or f"sqlite:///{self.results / 'mlflow.db'}"
+
+    def prepared_dir(self, run: RunConfig) -> Path:
+        """The prepared tables that a run reads."""
+        return self.data_dir(self.data_key(run)) / "prepared"
+
     def work_dir(self, run: RunConfig) -> Path:
         """Checkpoints of a run that is not finished; outside declared outputs, removed on success."""
-        return Path("work") / f"{run.id}-{digest(_plain(run))}"
+        from harness.triggers import checkpoint_trigger
+
+        return Path("work") / f"{run.id}-{checkpoint_trigger(self, run)}"
+
+    def pretrain_inputs(self, key: str) -> list[Path]:
+        """Files that pretraining of the model called ``key`` reads."""
+        return [self.data_dir(self.pool_key(self.owner(key))) / "prepared" / "summary.json"]
+
+    def feature_inputs(self, key: str) -> list[Path]:
+        """Files that the feature cache called ``key`` is computed from."""
+        run = self.owner(key)
+        part = "sam" if key.startswith("sam-") else "vision"
+        return [self.prepared_dir(run) / "summary.json", *self._model_files(run, part)]
+
+    def superpixel_inputs(self, key: str) -> list[Path]:
+        """Files that the superpixels called ``key`` are computed from."""
+        run = self.owner(key)
+        files = [self.prepared_dir(run) / "summary.json"]
+        if run.superpixels is not None and run.superpixels.uses_sam:
+            files += [*self._model_files(run, "sam"), self._feature_file(run, "sam")]
+        return files
 
     def run_inputs(self, run: RunConfig) -> list[Path]:
-        """Files that training and prediction of a run read."""
-        files = [self.data_dir(self.data_key(run)) / "prepared" / "summary.json"]
+        """Files that training and prediction of a run read, its own weights apart."""
+        files = [self.prepared_dir(run) / "summary.json"]
         if run.superpixels is not None:
             files.append(self.superpixel_dir(str(self.superpixel_key(run))) / "manifest.json")
         if run.acts_on != "superpixels":
-            files += [self.feature_dir(self.feature_key(run, i)) / "index.json" for i in self.feature_items(run)]
-            files += [
-                self.model_dir(self.model_key(run, p)) / "done.json"
-                for p in ("language", "sam")
-                if getattr(run.models, p).source == "pretrained"
-            ]
+            files += [self._feature_file(run, item) for item in self.feature_items(run)]
+            files += self._model_files(run, "language", "sam")
         return files
 
-    # --- what a rerun hangs on -------------------------------------------------------------------
+    def predict_inputs(self, run: RunConfig) -> list[Path]:
+        """Files that prediction of a run reads: a control also those of the run it acts on."""
+        if run.acts_on == "superpixels":
+            return self.run_inputs(run)
+        base = self.base_run(run)
+        files = [*self.run_inputs(base), *self.run_inputs(run), self.weights(base.id)]
+        return list(dict.fromkeys(files))
 
-    def projector_code(self, run: RunConfig) -> str:
-        """Hash of the projector's source and what it imports of this project."""
-        info = get_projector(run.source)
-        return code_hash(info.module if info.module is not None else info.path)
+    def _feature_file(self, run: RunConfig, item: str) -> Path:
+        return self.feature_dir(self.feature_key(run, item)) / "index.json"
 
-    def train_params(self, run: RunConfig, stage: int) -> str:
-        """Everything that can change the weights after ``stage``: values and code.
-
-        The second stage hangs on the first through its file; the protocol's threshold and the
-        evaluated splits change no weight.
-        """
-        values = _plain(run)
-        for key in ("splits", "study", "kind", "of", "source"):
-            values.pop(key)
-        values["protocol"] = {k: values["protocol"][k] for k in ("prompt", "answer", "lower_case")}
-        values["training"] = {
-            k: v
-            for k, v in values["training"].items()
-            if k not in ("log_every", "checkpoint_every") and not (stage == 1 and k == "stage2_steps")
-        }
-        return digest([values, self.projector_code(run), code_hash("harness.training")])
-
-    def predict_params(self, run: RunConfig) -> str:
-        """Everything that can change a run's predictions, its weights' files apart."""
-        values = _plain(run)
-        values.pop("training")
-        return digest([values, self.projector_code(run), code_hash("harness.prediction")])
+    def _model_files(self, run: RunConfig, *parts: str) -> list[Path]:
+        named = [p for p in parts if getattr(run.models, p).source == "pretrained"]
+        return [self.model_dir(self.model_key(run, part)) / "done.json" for part in named]

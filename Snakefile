@@ -1,0 +1,17 @@
+# The front door: what is studied stands in config/, how it runs in workflow/, where in slurm/.
+
+
+configfile: "config/default.yaml"
+
+
+include: "workflow/Snakefile"
+
+
+localrules:
+    all,
+
+
+rule all:
+    default_target: True
+    input:
+        PLAN.published_file,

@@ -1,0 +1,143 @@
+"""The ``svp`` program. Each command imports what it needs when it runs: ``svp --help`` needs no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from harness.stages import StageName, run_stage
+
+__all__ = ["app", "main"]
+
+app = App(
+    name="svp",
+    help="Train, measure and compare visual projectors for referring image segmentation.",
+    version=lambda: version("svp-harness"),
+    result_action="return_value",
+)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _show(value: Any, as_json: bool, text: str) -> None:
+    sys.stdout.write((json.dumps(value, indent=2) if as_json else text) + "\n")
+
+
+@app.command
+def run(
+    study: Path = Path("config/default.yaml"),
+    *,
+    profile: str | None = None,
+    data_root: str | None = None,
+    dry_run: Annotated[bool, Parameter(name=["--dry-run", "-n"])] = False,
+) -> int:
+    """Run a study to its tables, going on where an interrupted run stopped.
+
+    Args:
+        study: a file of ``config/``, merged onto ``config/default.yaml``.
+        profile: a Snakemake profile, such as ``slurm``.
+        data_root: folder of the raw data, in place of the study's.
+        dry_run: say what would be done, do nothing.
+    """
+    from harness.launch import run_study
+
+    return run_study(study, profile=profile, data_root=data_root, dry_run=dry_run, say=_say)
+
+
+@app.command
+def plan(study: Path = Path("config/default.yaml"), *, json: bool = False) -> None:
+    """List the runs of a study, and where its files will lie.
+
+    Args:
+        study: a file of ``config/``, merged onto ``config/default.yaml``.
+        json: print the resolved study as one JSON value.
+    """
+    from harness.config import read_study
+    from harness.plan import Plan
+
+    made = Plan.from_raw(read_study(study))
+    _show(made.as_json(), json, "\n".join([str(made.study_dir), *(f"  {run}" for run in made.runs)]))
+
+
+@app.command
+def projectors(*, json: bool = False) -> None:
+    """List every projector that is found.
+
+    Args:
+        json: print one JSON value.
+    """
+    from harness.discovery import find_projectors
+
+    found = [
+        {
+            "name": info.name,
+            "kind": info.kind,
+            "reference": info.declared.get("reference", ""),
+            "licence": info.declared.get("licence", ""),
+            "budgets": list(info.declared.get("budgets", ())),
+            "needs": list(info.needs),
+        }
+        for info in find_projectors().values()
+    ]
+    _show(found, json, "\n".join(f"{p['name']:22} {p['kind']:10} {p['reference']}" for p in found))
+
+
+@app.command
+def snapshot(study: Path = Path("config/default.yaml"), *, command: str = "make run") -> None:
+    """Copy a finished study's tables and figures, with their provenance, to ``results/reference``.
+
+    Args:
+        study: a file of ``config/``, merged onto ``config/default.yaml``.
+        command: what made the results, for ``provenance.json``.
+    """
+    from harness.config import read_study
+    from harness.plan import Plan
+    from harness.snapshot import take_snapshot
+
+    _say(f"snapshot: {take_snapshot(Plan.from_raw(read_study(study)), command)}")
+
+
+@app.command
+def stage(
+    name: StageName,
+    *,
+    config: Path,
+    key: str | None = None,
+    run: str | None = None,
+    stage: Literal[1, 2] | None = None,
+) -> None:
+    """Run one job of the workflow (its rules call this; any stage can be run and looked at alone).
+
+    Args:
+        name: the stage.
+        config: the resolved study, ``results/<study>/config.json``.
+        key: the shared artefact, for prepare, pretrain, features and superpixels.
+        run: the run, for train, predict and score.
+        stage: 1 or 2, for train.
+    """
+    try:
+        run_stage(name, config, key=key, run=run, stage=stage)
+    except (ValueError, OSError):
+        traceback.print_exc()  # a job's log is read by whoever mends it
+        raise
+
+
+def main() -> None:
+    """Entry point: an expected error becomes one sentence on stderr and exit status 1."""
+    try:
+        sys.exit(app())
+    except (ValueError, OSError) as error:
+        _say(f"svp: {error}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""``svp run``: start a study, or go on with one that was interrupted, and show its table.
+
+A killed Snakemake leaves a lock and sometimes a job. The lock is lifted only where no process holds
+it; a job whose workflow is gone is stopped, and its successor resumes from its last checkpoint.
+Only this machine's processes are seen: jobs left on a cluster are cancelled with its own tools.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from harness.config import ConfigError, read_study
+from harness.plan import Plan
+
+__all__ = ["abandoned_jobs", "lift_lock", "run_study", "workflows"]
+
+_LOCKS = Path(".snakemake") / "locks"
+_JOB = "harness.cli stage"
+_GRACE_S = 10
+
+
+def _is_snakemake(process: psutil.Process) -> bool:
+    words = [Path(word).name for word in process.cmdline()[:3]]
+    return "snakemake" in words and words[0] not in ("bash", "sh")
+
+
+def _working_in(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()) == folder:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue  # it ended meanwhile, or is somebody else's
+    return found
+
+
+def _kept(process: psutil.Process, test: Callable[[psutil.Process], bool]) -> bool:
+    try:
+        return test(process)
+    except psutil.Error:
+        return False
+
+
+def workflows(folder: Path) -> list[psutil.Process]:
+    """The Snakemake processes that work in ``folder``."""
+    return [p for p in _working_in(folder) if _kept(p, _is_snakemake)]
+
+
+def abandoned_jobs(folder: Path) -> list[psutil.Process]:
+    """Jobs in ``folder`` whose Snakemake is gone."""
+
+    def abandoned(process: psutil.Process) -> bool:
+        if _JOB not in " ".join(process.cmdline()):
+            return False
+        return not any(_kept(parent, _is_snakemake) for parent in process.parents())
+
+    return [p for p in _working_in(folder) if _kept(p, abandoned)]
+
+
+def lift_lock(folder: Path, snakemake: list[str], say: Callable[[str], None]) -> None:
+    """Make an interrupted study startable again.
+
+    Args:
+        folder: the working directory.
+        snakemake: the command that would run the study.
+        say: where messages go.
+
+    Raises:
+        ConfigError: another Snakemake works here.
+    """
+    if running := workflows(folder):
+        pids = ", ".join(str(p.pid) for p in running)
+        raise ConfigError(f"a Snakemake (process {pids}) already works in {folder}; wait for it, or stop it")
+    if jobs := abandoned_jobs(folder):
+        say(f"stopping jobs of an interrupted run (processes {', '.join(str(p.pid) for p in jobs)})")
+        for job in jobs:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                job.terminate()
+        for job in psutil.wait_procs(jobs, timeout=_GRACE_S)[1]:
+            job.kill()
+    if any((folder / _LOCKS).glob("*")):
+        say("lifting the lock of an interrupted run")
+        subprocess.run([*snakemake, "--unlock", "--quiet"], cwd=folder, check=True)
+
+
+def run_study(
+    study: Path,
+    *,
+    profile: str | None = None,
+    data_root: str | None = None,
+    dry_run: bool = False,
+    say: Callable[[str], None],
+) -> int:
+    """Run a study with Snakemake and print its main table.
+
+    Args:
+        study: a study file.
+        profile: a Snakemake profile.
+        data_root: folder of the raw data, in place of the study's.
+        dry_run: plan only.
+        say: where messages go.
+
+    Returns:
+        Snakemake's exit status.
+
+    Raises:
+        ConfigError: the study cannot be run, or another Snakemake works here.
+    """
+    raw = read_study(study)
+    if data_root is not None:
+        raw["data_root"] = data_root
+    plan = Plan.from_raw(raw)
+    command = [sys.executable, "-m", "snakemake", "--cores", "all", "--configfile", str(study)]
+    if data_root is not None:
+        command += ["--config", f"data_root={data_root}"]
+    if dry_run:
+        return subprocess.run([*command, "--dry-run"]).returncode
+    plan.check_inputs()
+    lift_lock(Path.cwd(), command, say)
+    if profile is not None:
+        command += ["--profile", profile]
+    command += ["--rerun-incomplete", "--keep-going", "--show-failed-logs"]
+    say(f"{len(plan.runs)} runs into {plan.study_dir}; progress of each job in logs/\n$ {' '.join(command)}")
+    status = subprocess.run(command).returncode
+    if status == 0:
+        sys.stdout.write((plan.tables_dir / "main.md").read_text() + "\n")
+        say(f"tables:  {plan.tables_dir}\nfigures: {plan.figures_dir}\nMLflow:  {plan.tracking_uri}")
+    return status

@@ -1,0 +1,87 @@
+"""Copies a finished study's tables and figures to ``results/reference``, where they can be committed.
+
+No rule names that folder as output, so that a fresh clone still has something to do.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from harness.data.options import ReferData
+from harness.files import write_json
+from harness.plan import Plan
+
+__all__ = ["provenance", "take_snapshot"]
+
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "peft",
+    "segment-anything",
+    "scikit-image",
+    "numpy",
+    "pandas",
+)
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def provenance(plan: Plan, command: str) -> dict[str, Any]:
+    """What made the results: command, commit, machine and versions."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "command": command,
+        "study": plan.study.study,
+        "effort": plan.study.effort,
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "device": gpu or f"{_processor()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in _PACKAGES},
+    }
+
+
+def take_snapshot(plan: Plan, command: str) -> Path:
+    """Copy tables and figures; figures of real photographs stay behind, as many licences forbid derivatives.
+
+    Args:
+        plan: a finished study.
+        command: what made the results.
+
+    Returns:
+        The snapshot's folder.
+
+    Raises:
+        ValueError: the study is not finished.
+    """
+    if not plan.published_file.is_file():
+        raise ValueError(
+            f"{plan.published_file} is missing; run the study to its end, then take the snapshot"
+        )
+    out = plan.results / "reference" / plan.study_dir.name
+    photographs = any(isinstance(run.data, ReferData) for run in plan.runs.values())
+    for folder in [plan.tables_dir] if photographs else [plan.tables_dir, plan.figures_dir]:
+        target = out / folder.name
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(folder, target)
+    write_json(out / "provenance.json", provenance(plan, command))
+    return out

@@ -1,0 +1,194 @@
+"""Each stage of the workflow as one function of the plan and a name; ``svp stage`` calls them.
+
+A stage finds its inputs and outputs through the plan and hands over to the module that does the
+work, imported only then: threads are set before torch is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from harness.config import ConfigError, RunConfig
+from harness.discovery import nearest
+from harness.plan import Plan
+from harness.triggers import part_of
+
+__all__ = ["StageName", "run_stage"]
+
+StageName = Literal[
+    "prepare",
+    "pretrain",
+    "features",
+    "superpixels",
+    "train",
+    "predict",
+    "score",
+    "efficiency",
+    "tables",
+    "figures",
+    "overlays",
+    "publish",
+]
+
+
+def _prepare(plan: Plan, key: str) -> None:
+    from harness.data.prepare import prepare_data
+
+    prepare_data(plan.data_options(key), plan.data_dir(key))
+
+
+def _pretrain(plan: Plan, key: str) -> None:
+    from harness.pretraining import pretrain
+
+    run = plan.owner(key)
+    pretrain(part_of(key), run, plan.data_dir(plan.pool_key(run)) / "pool", plan.model_dir(key))
+
+
+def _features(plan: Plan, key: str) -> None:
+    from harness.assembly import model_source
+    from harness.features import feature_stage
+
+    run, item = plan.owner(key), part_of(key)
+    model = model_source(plan, run, "sam" if item == "sam" else "vision")
+    feature_stage(item, run, plan.data_dir(plan.data_key(run)), model, plan.feature_dir(key))
+
+
+def _superpixels(plan: Plan, key: str) -> None:
+    from harness.superpixels import superpixel_stage
+
+    superpixel_stage(plan, plan.owner(key), plan.superpixel_dir(key))
+
+
+def _train(plan: Plan, run: RunConfig, stage: int) -> None:
+    from harness.training import train_stage
+
+    train_stage(plan, run, stage)
+
+
+def _predict(plan: Plan, run: RunConfig) -> None:
+    from harness.prediction import predict_stage
+
+    predict_stage(plan, run)
+
+
+def _score(plan: Plan, run: RunConfig) -> None:
+    from harness.metrics import score_stage
+
+    score_stage(plan.prediction_file(run.id), plan.prepared_dir(run), plan.score_file(run.id))
+
+
+def _efficiency(plan: Plan) -> None:
+    from harness.efficiency import efficiency_stage
+
+    efficiency_stage(plan, plan.efficiency_file)
+
+
+def _tables(plan: Plan) -> None:
+    from harness.reporting.tables import tables_stage
+
+    tables_stage(plan)
+
+
+def _figures(plan: Plan) -> None:
+    from harness.reporting.figures import figures_stage
+
+    figures_stage(plan)
+
+
+def _overlays(plan: Plan) -> None:
+    from harness.reporting.overlays import overlays_stage
+
+    overlays_stage(plan)
+
+
+def _publish(plan: Plan) -> None:
+    from harness.tracking import publish
+
+    publish(plan)
+
+
+_SHARED: dict[str, Callable[[Plan, str], None]] = {
+    "prepare": _prepare,
+    "pretrain": _pretrain,
+    "features": _features,
+    "superpixels": _superpixels,
+}
+_RUN: dict[str, Callable[[Plan, RunConfig], None]] = {"predict": _predict, "score": _score}
+_STUDY: dict[str, Callable[[Plan], None]] = {
+    "efficiency": _efficiency,
+    "tables": _tables,
+    "figures": _figures,
+    "overlays": _overlays,
+    "publish": _publish,
+}
+
+
+def run_stage(
+    name: StageName, config: Path, *, key: str | None = None, run: str | None = None, stage: int | None = None
+) -> None:
+    """Run one job of the workflow in this process.
+
+    Args:
+        name: the stage.
+        config: the resolved study, ``results/<study>/config.json``.
+        key: the shared artefact, for prepare, pretrain, features and superpixels.
+        run: the run's id, for train, predict and score.
+        stage: 1 or 2, for train.
+
+    Raises:
+        ConfigError: an argument is missing, or names nothing of the study.
+        ValueError: another process is at the same job, or the stage refuses its input.
+    """
+    plan = Plan.load(config)
+    with _only_one("-".join(str(part) for part in (name, key or run or plan.study_dir.name, stage or "all"))):
+        if name in _SHARED:
+            if key is None:
+                raise ConfigError(f"stage {name} needs --key")
+            _set_threads(plan.threads(plan.owner(key)))
+            _SHARED[name](plan, key)
+        elif name in _STUDY:
+            _set_threads(max(plan.threads(r) for r in plan.runs.values()))
+            _STUDY[name](plan)
+        else:
+            if run is None:
+                raise ConfigError(f"stage {name} needs --run")
+            if run not in plan.runs:
+                raise ConfigError(f"{config} has no run '{run}'{nearest(run, list(plan.runs))}")
+            _set_threads(plan.threads(plan.runs[run]))
+            if name == "train":
+                if stage not in (1, 2):
+                    raise ConfigError("stage train needs --stage 1 or --stage 2")
+                _train(plan, plan.runs[run], stage)
+            else:
+                _RUN[name](plan, plan.runs[run])
+
+
+def _set_threads(count: int) -> None:
+    # Weights differ in bits between thread counts: the config decides, never the scheduler.
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(count)
+
+
+@contextmanager
+def _only_one(job: str) -> Iterator[None]:
+    """Hold the job's lock: a job left behind by a killed workflow must not write beside its successor."""
+    path = Path("work") / "locks" / f"{job}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.seek(0)
+            holder = stream.read().strip() or "unknown"
+            raise ValueError(
+                f"process {holder} is at {job} already; let it end, or stop it and run again"
+            ) from error
+        stream.truncate(0)
+        stream.write(f"{os.getpid()} on {os.uname().nodename}")
+        stream.flush()
+        yield

@@ -1,0 +1,133 @@
+"""What each job's result hangs on, as one short hash a job: values that matter and code that matters.
+
+Snakemake does not see a change in an imported package; each rule carries one of these hashes in
+``params``. A value that cannot change a result is left out, so that changing it reruns nothing.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from harness.codehash import code_hash
+from harness.config import RunConfig
+from harness.discovery import get_projector
+from harness.files import digest
+from harness.plan import Plan
+
+__all__ = [
+    "checkpoint_trigger",
+    "efficiency_trigger",
+    "feature_trigger",
+    "predict_trigger",
+    "prepare_trigger",
+    "pretrain_trigger",
+    "projector_code",
+    "report_trigger",
+    "score_trigger",
+    "superpixel_trigger",
+    "train_trigger",
+]
+
+# What a run is called in tables, and where it is evaluated, changes no weight.
+_NAMES = ("study", "kind", "of", "source", "acts_on", "splits")
+_HOW_OFTEN = ("log_every", "checkpoint_every")
+
+
+def projector_code(run: RunConfig) -> str:
+    """Hash of a run's projector and of what it imports of this project."""
+    info = get_projector(run.source)
+    return code_hash(info.module if info.module is not None else info.path)
+
+
+def prepare_trigger(plan: Plan, key: str) -> str:
+    """Data options, reader and generator."""
+    return digest([plan.data_options(key).model_dump(mode="json"), code_hash("harness.data.prepare")])
+
+
+def pretrain_trigger(plan: Plan, key: str) -> str:
+    """Sizes and schedule of one tiny model, and how it is pretrained."""
+    return digest([plan.pretrain_spec(plan.owner(key), part_of(key)), code_hash("harness.pretraining")])
+
+
+def superpixel_trigger(plan: Plan, key: str) -> str:
+    """The source with its options, and the source's code."""
+    from harness.superpixels import find_sources
+
+    run = plan.owner(key)
+    spec = plan.superpixel_spec(run)
+    assert spec is not None
+    sources = find_sources()
+    modules = [sources[spec["source"]].module] if spec["source"] in sources else []
+    return digest([spec, code_hash("harness.superpixels", *modules)])
+
+
+def feature_trigger(plan: Plan, key: str) -> str:
+    """The encoder, the layer and the image size, and how features are cached."""
+    return digest([plan.feature_spec(plan.owner(key), part_of(key)), code_hash("harness.features")])
+
+
+def train_trigger(plan: Plan, run: RunConfig, stage: int) -> str:
+    """Everything that can change the weights after ``stage``.
+
+    The second stage hangs on the first through its file.
+    """
+    values = _without(run.model_dump(mode="json"), *_NAMES)
+    values["protocol"] = {k: values["protocol"][k] for k in ("prompt", "answer", "lower_case")}
+    skip = (*_HOW_OFTEN, "stage2_steps") if stage == 1 else _HOW_OFTEN
+    values["training"] = _without(values["training"], *skip)
+    return digest([values, projector_code(run), code_hash("harness.training")])
+
+
+def checkpoint_trigger(plan: Plan, run: RunConfig) -> str:
+    """Everything upstream of a run's weights: a checkpoint of other data or other code is never resumed."""
+    upstream = [prepare_trigger(plan, plan.data_key(run)), train_trigger(plan, run, 2)]
+    for part in ("vision", "language", "sam"):
+        if getattr(run.models, part).source == "pretrained":
+            upstream.append(pretrain_trigger(plan, plan.model_key(run, part)))
+    upstream += [feature_trigger(plan, plan.feature_key(run, item)) for item in plan.feature_items(run)]
+    if (key := plan.superpixel_key(run)) is not None:
+        upstream.append(superpixel_trigger(plan, key))
+    return digest(upstream)
+
+
+def predict_trigger(plan: Plan, run: RunConfig) -> str:
+    """Everything that can change a run's predictions, its weights' files apart."""
+    values = _without(run.model_dump(mode="json"), "study", "training")
+    base = run if run.acts_on == "superpixels" else plan.base_run(run)
+    codes = sorted({projector_code(run), projector_code(base)})
+    return digest([values, codes, code_hash("harness.prediction")])
+
+
+def score_trigger(plan: Plan, run: RunConfig) -> str:
+    """How a predicted mask becomes an intersection and a union, and the names in the row."""
+    return digest(
+        [
+            run.model_dump(mode="json", include={"projector", "variant", "protocol"}),
+            code_hash("harness.metrics"),
+        ]
+    )
+
+
+def efficiency_trigger(plan: Plan) -> str:
+    """The rows that are timed, and how."""
+    runs = [
+        (r.id, projector_code(r), r.model_dump(mode="json", include={"config", "models"}))
+        for r in plan.trained
+    ]
+    return digest([runs, plan.study.reference_row, code_hash("harness.efficiency")])
+
+
+def report_trigger(plan: Plan, *modules: str) -> str:
+    """The study's words and rows, and the modules that write a report from its files."""
+    words = _without(plan.study.model_dump(mode="json"), "tracking_uri", "results")
+    return digest([words, list(plan.runs), code_hash(*(m for m in modules if find_spec(m)))])
+
+
+def part_of(key: str) -> str:
+    """What a shared artefact's key stands for: ``vision``, ``sam``, ``patches``, … before its hash."""
+    return key.rsplit("-", 1)[0]
+
+
+def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if k not in names}

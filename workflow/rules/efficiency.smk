@@ -1,0 +1,22 @@
+# It measures time, so it has the machine to itself: it asks for every core.
+rule efficiency:
+    input:
+        lambda wildcards: [PLAN.weights(run.id) for run in PLAN.trained],
+        lambda wildcards: sorted(
+            {path for run in PLAN.trained for path in PLAN.run_inputs(run)}
+        ),
+    output:
+        PLAN.efficiency_file,
+    log:
+        f"logs/{STUDY}/efficiency.log",
+    threads: workflow.cores or 1
+    resources:
+        mem_mb=6000,
+        runtime=120,
+        cpus_per_task=workflow.cores or 1,
+    params:
+        code=lambda wildcards: triggers.efficiency_trigger(PLAN),
+    message:
+        "time every projector, alone on the machine"
+    shell:
+        "{SVP} efficiency --config {CONFIG} &> {log}"

@@ -1,0 +1,23 @@
+# Raw data are checked by the job, never named as input: the plan is made without them.
+rule prepare:
+    output:
+        multiext(
+            f"{PLAN.data_dir('{key}')}/prepared/",
+            "summary.json",
+            "images.parquet",
+            "annotations.parquet",
+            "expressions.parquet",
+        ),
+    log:
+        "logs/shared/prepare/{key}.log",
+    priority: 100
+    resources:
+        mem_mb=2000,
+        runtime=60,
+        cpus_per_task=1,
+    params:
+        code=lambda wildcards: triggers.prepare_trigger(PLAN, wildcards.key),
+    message:
+        "prepare {wildcards.key}"
+    shell:
+        "{SVP} prepare --config {CONFIG} --key {wildcards.key} &> {log}"

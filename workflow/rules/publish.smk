@@ -1,0 +1,15 @@
+# One writer: a fresh SQLite store breaks when several jobs open it at once. The store itself is no output.
+rule publish:
+    input:
+        rules.tables.output,
+        rules.figures.output,
+    output:
+        PLAN.published_file,
+    log:
+        f"logs/{STUDY}/publish.log",
+    params:
+        code=lambda wildcards: triggers.report_trigger(PLAN, "harness.tracking"),
+    message:
+        "publish to {PLAN.tracking_uri}"
+    shell:
+        "{SVP} publish --config {CONFIG} &> {log}"

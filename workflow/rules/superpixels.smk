@@ -1,0 +1,19 @@
+rule superpixels:
+    input:
+        lambda wildcards: PLAN.superpixel_inputs(wildcards.key),
+    output:
+        PLAN.superpixel_dir("{key}") / "manifest.json",
+    log:
+        "logs/shared/superpixels/{key}.log",
+    priority: 85
+    threads: lambda wildcards: PLAN.threads(PLAN.owner(wildcards.key))
+    resources:
+        mem_mb=4000,
+        runtime=240,
+        cpus_per_task=lambda wildcards: PLAN.threads(PLAN.owner(wildcards.key)),
+    params:
+        code=lambda wildcards: triggers.superpixel_trigger(PLAN, wildcards.key),
+    message:
+        "superpixels {wildcards.key}"
+    shell:
+        "{SVP} superpixels --config {CONFIG} --key {wildcards.key} &> {log}"

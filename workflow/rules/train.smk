@@ -1,0 +1,34 @@
+# Checkpoints lie in work/, outside declared outputs: Snakemake deletes an output before it reruns its job.
+rule train_stage1:
+    input:
+        lambda wildcards: PLAN.run_inputs(PLAN.runs[wildcards.run]),
+    output:
+        PLAN.weights("{run}", 1),
+    log:
+        f"logs/{STUDY}/train/{{run}}.stage1.log",
+    priority: lambda wildcards: PLAN.train_priority(wildcards.run)
+    threads: lambda wildcards: PLAN.threads(PLAN.runs[wildcards.run])
+    resources:
+        mem_mb=3000,
+        runtime=720,
+        cpus_per_task=lambda wildcards: PLAN.threads(PLAN.runs[wildcards.run]),
+    params:
+        code=lambda wildcards: triggers.train_trigger(PLAN, PLAN.runs[wildcards.run], 1),
+    message:
+        "train {wildcards.run}, stage 1 (language model frozen)"
+    shell:
+        "{SVP} train --config {CONFIG} --run {wildcards.run} --stage 1 &> {log}"
+
+
+use rule train_stage1 as train_stage2 with:
+    input:
+        lambda wildcards: PLAN.run_inputs(PLAN.runs[wildcards.run]),
+        PLAN.weights("{run}", 1),
+    output:
+        PLAN.weights("{run}", 2),
+    log:
+        f"logs/{STUDY}/train/{{run}}.stage2.log",
+    params:
+        code=lambda wildcards: triggers.train_trigger(PLAN, PLAN.runs[wildcards.run], 2),
+    message:
+        "train {wildcards.run}, stage 2 (with LoRA)"
