@@ -17,7 +17,7 @@ __all__ = ["DAbstractor", "DeformableAttention"]
 
 
 class DeformableAttention(nn.Module):
-    """Heads that read a few points near a query's reference (Deformable DETR, arXiv 2010.04159), one level."""
+    """Heads that read a few points around each reference point (Deformable DETR, arXiv 2010.04159)."""
 
     def __init__(self, width: int, heads: int, points: int):
         super().__init__()
