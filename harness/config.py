@@ -353,7 +353,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_study(path: Path | str, root: Path | str = ".") -> dict[str, Any]:
-    """A study file's raw mapping on top of ``config/default.yaml``, merged as Snakemake's ``--configfile`` does.
+    """A study file's raw mapping on top of ``config/default.yaml``, merged as ``--configfile`` does.
 
     Raises:
         ConfigError: a file is missing or is not a YAML mapping.

@@ -204,6 +204,11 @@ class Plan:
         share = 0.25 if adaptive else (run.budget or height * width) / (height * width)
         return 30 + 30 * min(share, 1.0)
 
+    @staticmethod
+    def pretrained(run: RunConfig) -> list[str]:
+        """Which of a run's models the workflow trains itself."""
+        return [p for p in ("vision", "language", "sam") if getattr(run.models, p).source == "pretrained"]
+
     def base_run(self, run: RunConfig) -> RunConfig:
         """The trained run whose weights a run predicts with (itself, or the one its control acts on)."""
         if run.acts_on != "run":
@@ -357,5 +362,5 @@ class Plan:
         return self.feature_dir(self.feature_key(run, item)) / "index.json"
 
     def _model_files(self, run: RunConfig, *parts: str) -> list[Path]:
-        named = [p for p in parts if getattr(run.models, p).source == "pretrained"]
+        named = [part for part in self.pretrained(run) if part in parts]
         return [self.model_dir(self.model_key(run, part)) / "done.json" for part in named]

@@ -19,16 +19,7 @@ from harness.plan import Plan
 
 __all__ = ["provenance", "take_snapshot"]
 
-_PACKAGES = (
-    "torch",
-    "torchvision",
-    "transformers",
-    "peft",
-    "segment-anything",
-    "scikit-image",
-    "numpy",
-    "pandas",
-)
+_PACKAGES = ("torch", "transformers", "peft", "segment-anything", "scikit-image", "numpy", "pandas")
 
 
 def _git(*words: str) -> str:
@@ -74,9 +65,7 @@ def take_snapshot(plan: Plan, command: str) -> Path:
         ValueError: the study is not finished.
     """
     if not plan.published_file.is_file():
-        raise ValueError(
-            f"{plan.published_file} is missing; run the study to its end, then take the snapshot"
-        )
+        raise ValueError(f"{plan.published_file} is missing; run the study to its end first")
     out = plan.results / "reference" / plan.study_dir.name
     photographs = any(isinstance(run.data, ReferData) for run in plan.runs.values())
     for folder in [plan.tables_dir] if photographs else [plan.tables_dir, plan.figures_dir]:

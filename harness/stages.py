@@ -89,9 +89,16 @@ def _efficiency(plan: Plan) -> None:
 
 
 def _tables(plan: Plan) -> None:
+    from harness.reporting.context import ReportContext
     from harness.reporting.tables import tables_stage
 
-    tables_stage(plan)
+    tables_stage(
+        [plan.score_file(run) for run in plan.runs],
+        [plan.efficiency_file],
+        {run.id: plan.prepared_dir(run) for run in plan.runs.values()},
+        plan.tables_dir,
+        ReportContext.from_study(plan.as_json()),
+    )
 
 
 def _figures(plan: Plan) -> None:

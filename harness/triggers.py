@@ -82,9 +82,7 @@ def train_trigger(plan: Plan, run: RunConfig, stage: int) -> str:
 def checkpoint_trigger(plan: Plan, run: RunConfig) -> str:
     """Everything upstream of a run's weights: a checkpoint of other data or other code is never resumed."""
     upstream = [prepare_trigger(plan, plan.data_key(run)), train_trigger(plan, run, 2)]
-    for part in ("vision", "language", "sam"):
-        if getattr(run.models, part).source == "pretrained":
-            upstream.append(pretrain_trigger(plan, plan.model_key(run, part)))
+    upstream += [pretrain_trigger(plan, plan.model_key(run, part)) for part in plan.pretrained(run)]
     upstream += [feature_trigger(plan, plan.feature_key(run, item)) for item in plan.feature_items(run)]
     if (key := plan.superpixel_key(run)) is not None:
         upstream.append(superpixel_trigger(plan, key))
