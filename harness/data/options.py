@@ -1,0 +1,139 @@
+"""What data a study uses, as config: synthetic scenes or a folder in REFER layout. Import-light."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["DataOptions", "ReferData", "ReferSet", "SyntheticData", "expand_root"]
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+def expand_root(root: str) -> Path:
+    """``root`` with each ``${NAME}`` replaced by that environment variable.
+
+    Raises:
+        ValueError: a variable is unset; the message names it.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1])
+        if not found:
+            raise ValueError(
+                f"data root {root} needs the environment variable {match[1]}; set it to the folder"
+            )
+        return found
+
+    return Path(_VARIABLE.sub(value, root)).expanduser()
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SyntheticData(_Options):
+    """Synthetic referring scenes, written in REFER format and read back by the same reader.
+
+    Attributes:
+        kind: tells this block from :class:`ReferData`.
+        seed: every image, scene and expression follows from it.
+        image_size: side of the square images, pixels.
+        domain: look of the scenes: ``shapes``, or ``blobs`` (wobbly outlines, other colours and
+            textures, lower contrast) for cross-domain studies.
+        train_images: images of ``train``, shared by the three datasets.
+        val_images: images of ``val``, shared by the three datasets.
+        testA_images: images of ``testA`` (targets: animate categories; synthref, synthref+).
+        testB_images: images of ``testB`` (targets: the other categories; synthref, synthref+).
+        test_images: images of ``test`` (synthrefg).
+        pool_images: images of the pretraining pool, in no split.
+        objects: fewest and most objects a scene; counts are spread evenly.
+        train_expressions: fewest and most expressions a train or pool image and dataset.
+        eval_expressions: fewest and most expressions an evaluation image and dataset.
+        location_share: share of synthref's expressions that hold a location word.
+        overlap: share of the val images that are put in train too, on purpose, so that the leakage
+            check has something to find; half of them under their own id, half as renamed copies.
+        train_pool: ``clean`` drops train images that stand in any held-out split; ``joint`` keeps them.
+    """
+
+    kind: Literal["synthetic"] = "synthetic"
+    seed: int = Field(0, ge=0)
+    image_size: int = Field(96, ge=64, le=1024)
+    domain: Literal["shapes", "blobs"] = "shapes"
+    train_images: int = Field(1400, ge=1)
+    val_images: int = Field(200, ge=1)
+    testA_images: int = Field(150, ge=1)
+    testB_images: int = Field(150, ge=1)
+    test_images: int = Field(150, ge=1)
+    pool_images: int = Field(1200, ge=1)
+    objects: tuple[int, int] = (3, 10)
+    train_expressions: tuple[int, int] = (4, 6)
+    eval_expressions: tuple[int, int] = (3, 4)
+    location_share: float = Field(0.65, ge=0, le=1)
+    overlap: float = Field(0.0, ge=0, le=1)
+    train_pool: Literal["joint", "clean"] = "joint"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SyntheticData:
+        for name, least in (("objects", 3), ("train_expressions", 1), ("eval_expressions", 1)):
+            low, high = getattr(self, name)
+            if not least <= low <= high:
+                raise ValueError(
+                    f"{name} is [{low}, {high}]; give [fewest, most] with {least} <= fewest <= most"
+                )
+        if self.objects[1] > 10:
+            raise ValueError(f"objects is {list(self.objects)}; more than 10 do not fit visibly in a scene")
+        return self
+
+
+class ReferSet(_Options):
+    """One dataset of a REFER folder.
+
+    Attributes:
+        name: its name in the prepared tables.
+        split_by: who split it: the word in ``refs(<split_by>).p``.
+        splits: the splits to prepare; an empty list prepares none, but its held-out images still
+            count for a clean train pool.
+        folder: its folder below the root, where it is not called ``name``.
+    """
+
+    name: str = Field(min_length=1)
+    split_by: str = Field(min_length=1)
+    splits: tuple[str, ...]
+    folder: str | None = None
+
+
+class ReferData(_Options):
+    """A folder in REFER layout: ``<root>/<dataset>/refs(<split_by>).p``, ``instances.json``, images.
+
+    Attributes:
+        kind: tells this block from :class:`SyntheticData`.
+        root: the folder; ``${NAME}`` is replaced by that environment variable when the job runs.
+        datasets: the datasets to prepare.
+        image_dir: the folder below the root whose tree holds the image files.
+        train_pool: ``clean`` drops train images that stand in any held-out split of any of the
+            datasets; ``joint`` keeps them, as most publications do.
+    """
+
+    kind: Literal["refer"] = "refer"
+    root: str = Field(min_length=1)
+    datasets: tuple[ReferSet, ...] = Field(min_length=1)
+    image_dir: str = "images"
+    train_pool: Literal["joint", "clean"] = "joint"
+
+    @model_validator(mode="after")
+    def _unique(self) -> ReferData:
+        names = [d.name for d in self.datasets]
+        doubled = sorted({n for n in names if names.count(n) > 1})
+        if doubled:
+            raise ValueError(
+                f"dataset names {doubled} stand twice; name one of them apart and give its folder"
+            )
+        return self
+
+
+DataOptions = SyntheticData | ReferData
