@@ -145,10 +145,7 @@ class Resampler:
             numerator: ``[C, S]``.
             denominator: ``[C, S]``.
         """
-        # einsum, not BLAS: the order of its sums does not hang on the number of threads.
-        top = np.einsum("bc,cs->bs", self.weights, numerator)
-        bottom = np.einsum("bc,cs->bs", self.weights, denominator)
-        return _mean_ratio(top, bottom)
+        return _mean_ratio(self.weights @ numerator, self.weights @ denominator)
 
     def interval(self, numerator: Floats, denominator: Floats) -> Interval:
         """The mean ratio with its percentile interval; arrays ``[C, S]``."""

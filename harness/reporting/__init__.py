@@ -1,0 +1,1 @@
+"""From score rows to what a paper prints: tables, figures, overlays, snapshots."""

@@ -45,7 +45,6 @@ def test_summary_matches_the_hand_count(study):
 
 def test_order_of_rows_changes_nothing(study):
     predictions, expressions, annotations = study
-    shuffled = predictions.sample(frac=1, random_state=3)
     mixed = score_predictions(
         predictions.sample(frac=1, random_state=3),
         expressions[::-1],

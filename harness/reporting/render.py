@@ -1,0 +1,295 @@
+r"""The main table for people: Markdown and LaTeX from the same frames as ``main.csv``.
+
+One row a row of the comparison, grouped by budget with the controls apart; one column a split, gIoU
+with cIoU in brackets, and the mean gIoU over splits with its interval. Best and second are marked
+among compared projectors only, at the printed precision (ties share a mark), never among controls
+or failures, never where the data is too small to rank anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from harness.reporting.context import ROW_KEY, ReportContext, order_rows, records, row_label, split_order
+
+__all__ = ["RANKABLE_EXPRESSIONS", "caption", "main_markdown", "main_tex"]
+
+# RefCOCO's smallest split holds 4,889 expressions; below this, an interval is wider than any
+# difference that the literature argues about.
+RANKABLE_EXPRESSIONS = 1000
+CONTROLS = "controls"
+OWN = "own token count"
+
+
+@dataclass(frozen=True)
+class _Style:
+    """How one output format writes a cell."""
+
+    best: Callable[[str], str]
+    second: Callable[[str], str]
+    times: str
+    pm: str
+    dash: str
+    dagger: str
+
+
+_MARKDOWN = _Style(lambda s: f"**{s}**", lambda s: f"_{s}_", "×", "±", "–", "†")
+_TEX = _Style(
+    lambda s: rf"\textbf{{{s}}}",
+    lambda s: rf"\underline{{{s}}}",
+    r"$\times$",
+    r"{\scriptsize$\,\pm\,$}",
+    "--",
+    r"$^\dagger$",
+)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _count(value: float) -> str:
+    for size, letter, digits in ((1e9, "B", 2), (1e6, "M", 2), (1e3, "k", 1)):
+        if value >= size:
+            return f"{value / size:.{digits}f} {letter}"
+    return f"{value:.0f}"
+
+
+def _rankable(main: pd.DataFrame, context: ReportContext) -> bool:
+    return context.data == "synthetic" or int(main["n_expressions"].min()) >= RANKABLE_EXPRESSIONS
+
+
+def _marks(table: pd.DataFrame, metric: str, context: ReportContext) -> dict[tuple, str]:
+    """``best`` or ``second`` by row key; ``table`` holds one row a row of the comparison."""
+    eligible = table[~table["projector"].isin(context.controls) & table["status"].eq("ok")]
+    printed = {
+        key: _percent(v) for key, v in zip(_keys(eligible), eligible[metric], strict=True) if pd.notna(v)
+    }
+    levels = sorted({float(v) for v in printed.values()}, reverse=True)
+    if len(printed) < 2:
+        return {}
+    names = dict(zip(levels, ("best", "second"), strict=False))
+    return {key: names[float(v)] for key, v in printed.items() if float(v) in names}
+
+
+def _keys(table: pd.DataFrame) -> list[tuple]:
+    return list(table[list(ROW_KEY)].itertuples(index=False, name=None))
+
+
+def _name(row: Any) -> str:
+    return row_label(row.projector, row.variant, row.budget, with_budget=True)
+
+
+def _number(row: Any, metric: str, marks: dict[tuple, str], style: _Style) -> str:
+    text = _percent(getattr(row, metric))
+    mark = marks.get((row.projector, row.variant, row.budget))
+    return style.best(text) if mark == "best" else style.second(text) if mark == "second" else text
+
+
+def _split_column(
+    table: pd.DataFrame, ranked: bool, context: ReportContext, style: _Style
+) -> dict[tuple, str]:
+    """``gIoU (cIoU)`` of one split by row key."""
+    marks = {m: _marks(table, m, context) if ranked else {} for m in ("giou", "ciou")}
+    out = {}
+    for row in records(table):
+        text = "failed"
+        if pd.notna(row.giou):
+            text = (
+                f"{_number(row, 'giou', marks['giou'], style)} ({_number(row, 'ciou', marks['ciou'], style)})"
+            )
+            text += "" if row.status == "ok" else style.dagger
+        out[row.projector, row.variant, row.budget] = text
+    return out
+
+
+def _mean_column(
+    table: pd.DataFrame, ranked: bool, context: ReportContext, style: _Style
+) -> dict[tuple, str]:
+    """Mean gIoU over splits with half its interval's width, by row key."""
+    marks = _marks(table, "giou", context) if ranked else {}
+    out = {}
+    for row in records(table):
+        text = "failed"
+        if pd.notna(row.giou):
+            half = (row.giou_high - row.giou_low) / 2
+            text = _number(row, "giou", marks, style)
+            text += "" if pd.isna(half) else f" {style.pm}{_percent(half)}"
+        out[row.projector, row.variant, row.budget] = text
+    return out
+
+
+def group_of(projector: str, budget: str, context: ReportContext) -> str:
+    """The group of the table that a row stands in."""
+    if projector in context.controls:
+        return CONTROLS
+    return f"{budget} tokens" if budget != "auto" else OWN
+
+
+def _wide(main: pd.DataFrame, overall: pd.DataFrame, context: ReportContext, style: _Style) -> pd.DataFrame:
+    """All text: index ``(group, label)``, columns ``(upper, lower)``."""
+    ranked = _rankable(main, context)
+    columns: dict[tuple[str, str], dict[tuple, str]] = {}
+    columns["tokens", "mean [p5, p95]"] = {
+        key: style.dash if pd.isna(mean) or mean == 0 else f"{mean:.1f} [{low:.0f}, {high:.0f}]"
+        for key, mean, low, high in zip(
+            _keys(overall), overall["tokens_mean"], overall["tokens_p5"], overall["tokens_p95"], strict=True
+        )
+    }
+    columns["mean gIoU", "over splits"] = _mean_column(overall, ranked, context, style)
+    for dataset, split in split_order(list(zip(main["dataset"], main["split"], strict=True))):
+        part = main[main["dataset"].eq(dataset) & main["split"].eq(split)]
+        columns[dataset, split] = _split_column(part, ranked, context, style)
+    heads = main.drop_duplicates(list(ROW_KEY))
+    for column, title in (("speedup_infer", "inference"), ("speedup_train", "training")):
+        texts = [style.dash if pd.isna(v) else f"{v:.2f}{style.times}" for v in heads[column]]
+        columns["speed-up", title] = dict(zip(_keys(heads), texts, strict=True))
+    counts = [style.dash if pd.isna(v) else _count(v) for v in heads["parameters"]]
+    columns["parameters", "trained"] = dict(zip(_keys(heads), counts, strict=True))
+
+    def place(key: tuple) -> tuple[int, float]:
+        group = group_of(key[0], key[2], context)
+        return (2, 0.0) if group == CONTROLS else (0, 0.0) if group == OWN else (1, -float(key[2]))
+
+    keys = sorted(_keys(order_rows(heads, context)), key=place)
+    labels = [
+        (group_of(p, b, context), row_label(p, v, b, with_budget=p in context.controls)) for p, v, b in keys
+    ]
+    frame = pd.DataFrame([[c.get(k, style.dash) for c in columns.values()] for k in keys])
+    frame.index = pd.MultiIndex.from_tuples(labels)
+    frame.columns = pd.MultiIndex.from_tuples(list(columns))
+    return frame
+
+
+def caption(main: pd.DataFrame, context: ReportContext) -> str:
+    """What the numbers are and what they cannot show, in sentences."""
+    first = main.drop_duplicates(["dataset", "split"])
+    total = int(first["n_expressions"].sum())
+    if context.data == "synthetic":
+        data = f"Synthetic scenes, not photographs: {total:,} expressions in {len(first)} splits."
+    elif _rankable(main, context):
+        data = f"Photographs: {total:,} expressions in {len(first)} splits."
+    else:
+        smallest = int(first["n_expressions"].min())
+        data = (
+            f"Photographs, but too small to rank anything: {total:,} expressions in {len(first)} splits, "
+            f"{smallest:,} in the smallest; no row is marked best."
+        )
+    seeds = sorted(set(main["seed_count"].astype(int)))
+    parts = [context.title.rstrip(".") + "." if context.title else "", data]
+    parts.append("gIoU (cIoU) in percent; tokens as measured at the language model's input.")
+    if context.effort == "quick":
+        parts.append("Effort: quick (short schedule; not the study's full grid).")
+    many = f"mean of {' or '.join(map(str, seeds))} seeds, sd in main.csv" if seeds != [1] else "one seed"
+    parts.append(f"{many[0].upper()}{many[1:]}.")
+    half = ((main["giou_high"] - main["giou_low"]) / 2).dropna()
+    if len(half):
+        parts.append(
+            "± is half the 95 % interval of a bootstrap over images; for a single split it lies between "
+            f"{_percent(half.min())} and {_percent(half.max())} points (main.csv)."
+        )
+    if context.reference:
+        parts.append(f"Speed-ups are relative to {context.reference}, measured in the same job.")
+    return " ".join(p for p in parts if p)
+
+
+def _footnotes(main: pd.DataFrame, context: ReportContext) -> list[str]:
+    out = list(context.notes)
+    failed = main[main["status"] != "ok"]
+    out += [f"† {_name(r)}, {r.dataset} {r.split}: {r.status}." for r in records(failed)]
+    out += [f"Not run: {_name(s)}: {s.reason.rstrip('.')}." for s in context.skipped]
+    return out
+
+
+def _p_value(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def adaptivity_notes(tokens: pd.DataFrame, context: ReportContext) -> list[str]:
+    """A sentence for each projector whose token count follows the photograph."""
+    adaptive = tokens[~tokens["projector"].isin(context.controls)].dropna(subset=["spearman_rho"])
+    return [
+        f"Visual tokens of {_name(r)} against objects in the image: "
+        f"Spearman's ρ = {r.spearman_rho:.2f} ({_p_value(r.p_value)}, {r.n_images:,} images)."
+        for r in records(adaptive)
+    ]
+
+
+def main_markdown(
+    main: pd.DataFrame, overall: pd.DataFrame, context: ReportContext, notes: list[str] | None = None
+) -> str:
+    """The main table in Markdown, a table for each protocol.
+
+    Args:
+        main: the frame of ``main.csv``.
+        overall: the frame of ``overall.csv``.
+        context: captions, controls and order.
+        notes: further footnotes.
+    """
+    lines = [f"# {context.title or context.study}", ""]
+    for protocol, part in main.groupby("protocol", sort=True):
+        frame = _wide(part, overall[overall["protocol"].eq(protocol)], context, _MARKDOWN)
+        heads = ["projector", *(" ".join(h) for h in frame.columns)]
+        lines += [f"Protocol `{protocol}`. {caption(part, context)}", "", f"| {' | '.join(heads)} |"]
+        lines += ["|:---|" + "---:|" * len(frame.columns)]
+        group = None
+        for (this, label), row in zip(frame.index, frame.to_numpy(), strict=True):
+            if this != group:
+                group = this
+                lines.append(f"| *{group}* |" + "  |" * len(frame.columns))
+            lines.append(f"| {label} | {' | '.join(row)} |")
+        if _rankable(part, context):
+            lines += ["", "Bold: best, italic: second, among projectors (controls are never ranked)."]
+        lines += ["", *(f"- {note}" for note in _footnotes(part, context))]
+    lines += [f"- {note}" for note in notes or []]
+    return "\n".join(lines)
+
+
+def main_tex(main: pd.DataFrame, overall: pd.DataFrame, context: ReportContext) -> str:
+    r"""The main table in LaTeX (``booktabs``, ``graphicx``), one ``table*`` for each protocol."""
+    out = [r"% needs \usepackage{booktabs, graphicx}"]
+    for protocol, part in main.groupby("protocol", sort=True):
+        frame = _wide(part, overall[overall["protocol"].eq(protocol)], context, _TEX)
+        words = " ".join([caption(part, context), *_footnotes(part, context)])
+        styler = frame.style.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
+        text = styler.to_latex(
+            hrules=True,
+            multicol_align="c",
+            multirow_align="naive",
+            clines="skip-last;data",
+            column_format="ll" + "r" * len(frame.columns),
+            environment="table*",
+            position="t",
+            position_float="centering",
+            caption=f"Protocol {_escape(str(protocol))}. {_escape(words)}",
+            label=f"tab:{context.study}-{protocol}",
+        )
+        small = "\\centering\n\\scriptsize\n\\setlength{\\tabcolsep}{2.5pt}\n"
+        text = text.replace("\\centering\n", small, 1)
+        text = text.replace("\\begin{tabular}", "\\resizebox{\\textwidth}{!}{\\begin{tabular}", 1)
+        out.append(text.replace("\\end{tabular}", "\\end{tabular}}", 1))
+    return "\n".join(out)
+
+
+_TEX_SIGNS = {
+    **{c: "\\" + c for c in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "ρ": r"$\rho$",
+    "†": r"$^\dagger$",
+    "–": "--",
+    "…": r"\ldots{}",
+}
+
+
+def _escape(text: str) -> str:
+    """Text for LaTeX, with the signs that captions use."""
+    out = "".join(_TEX_SIGNS.get(c, c) for c in text)
+    return out.replace(r" \%", r"\,\%")

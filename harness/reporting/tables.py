@@ -1,0 +1,126 @@
+"""The tables stage: score rows and timings in, CSV, Markdown and LaTeX out.
+
+Fractions stay 0–1 in CSV; percent appears only in ``main.md`` and ``main.tex``. ``scores.csv`` holds
+no measured time, so that a resumed or a Slurm run must give it back byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.metrics import read_scores
+from harness.reporting.aggregate import (
+    SCORES_COLUMNS,
+    adaptivity,
+    expressions_with,
+    phenomena_table,
+    score_tables,
+)
+from harness.reporting.context import (
+    ROW_KEY,
+    ReportContext,
+    canonical_context,
+    order_rows,
+    read_efficiency,
+    write_csv,
+    write_text,
+)
+from harness.reporting.published import published_markdown
+from harness.reporting.render import adaptivity_notes, main_markdown, main_tex
+
+__all__ = ["MAIN_COLUMNS", "TABLE_FILES", "main_table", "object_counts", "tables_stage"]
+
+MAIN_COLUMNS = (*SCORES_COLUMNS, "speedup_infer", "speedup_train", "parameters")
+TABLE_FILES = (
+    *("scores.csv", "overall.csv", "differences.csv", "phenomena.csv", "tokens.csv", "efficiency.csv"),
+    *("main.csv", "main.md", "main.tex", "context.json"),
+)
+
+
+def main_table(scores: pd.DataFrame, relative: pd.DataFrame, parameters: pd.DataFrame) -> pd.DataFrame:
+    """``scores.csv`` joined with speed-ups and trainable parameters; empty where they were not measured."""
+    key = list(ROW_KEY)
+    out = scores.merge(relative, on=key, how="left", validate="many_to_one")
+    out = out.merge(parameters, on=key, how="left", validate="many_to_one")
+    out["parameters"] = out["parameters"].astype("Int64")
+    return out[list(MAIN_COLUMNS)]
+
+
+def object_counts(prepared_dir: Path | str) -> pd.Series:
+    """Annotated objects of each image, by ``image_id``; datasets that share an image share its objects."""
+    table = pd.read_parquet(Path(prepared_dir) / "annotations.parquet", columns=["image_id", "ann_id"])
+    return table.groupby("image_id")["ann_id"].nunique()
+
+
+def _prepared(prepared: Path | str | Mapping[str, Path | str], path: Path | str) -> Path:
+    if not isinstance(prepared, Mapping):
+        return Path(prepared)
+    run = Path(path).stem
+    if run not in prepared:
+        raise ValueError(
+            f"{path}: no prepared folder is named for the run {run}; name it or resolve the study again"
+        )
+    return Path(prepared[run])
+
+
+def _with_prepared(
+    score_paths: Sequence[Path | str], prepared: Path | str | Mapping[str, Path | str], context: ReportContext
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Phenomena and adaptivity, each run against the tables that it was scored on."""
+    folders: dict[Path, list[str]] = {}
+    for path in map(str, score_paths):
+        folders.setdefault(_prepared(prepared, path), []).append(path)
+    rows, tokens = [], []
+    for folder, paths in sorted(folders.items()):
+        scores = read_scores(paths)
+        expressions = pd.read_parquet(folder / "expressions.parquet")
+        rows.append(expressions_with(scores, expressions, "phenomenon"))
+        tokens.append(adaptivity(scores, object_counts(folder), context))
+    return phenomena_table(pd.concat(rows, ignore_index=True), context), pd.concat(tokens, ignore_index=True)
+
+
+def tables_stage(
+    score_paths: Sequence[Path | str],
+    efficiency_paths: Sequence[Path | str],
+    prepared_dir: Path | str | Mapping[str, Path | str],
+    out_dir: Path | str,
+    context: ReportContext | Mapping[str, Any],
+) -> None:
+    """Write every table of a study (``TABLE_FILES``); what the workflow calls.
+
+    Args:
+        score_paths: ``scores/<run>.parquet`` of every run.
+        efficiency_paths: files of the efficiency stage; may be empty.
+        prepared_dir: the folder with ``expressions.parquet`` and ``annotations.parquet``, or one for
+            each run id where rows of a study were scored on different data.
+        out_dir: ``results/<study>/tables``.
+        context: see :class:`harness.reporting.context.ReportContext`.
+
+    Raises:
+        ValueError: an input does not keep its form; the message names the file and the mend.
+    """
+    context = ReportContext.checked(context)
+    out = Path(out_dir)
+    timings, parameters, relative = read_efficiency(efficiency_paths)
+    scores, overall, differences = score_tables(read_scores(score_paths), context)
+    phenomena, tokens = _with_prepared(score_paths, prepared_dir, context)
+    main = main_table(scores, relative, parameters)
+
+    write_csv(out / "scores.csv", scores)
+    write_csv(out / "overall.csv", overall)
+    write_csv(out / "differences.csv", differences)
+    write_csv(out / "phenomena.csv", phenomena)
+    write_csv(out / "tokens.csv", order_rows(tokens, context), "%.6g")
+    write_csv(out / "efficiency.csv", order_rows(timings, context), "%.6g")
+    write_csv(out / "main.csv", main)
+    notes = adaptivity_notes(order_rows(tokens, context), context)
+    markdown = main_markdown(main, overall, context, notes)
+    if context.data == "real" and context.published:
+        markdown += "".join("\n\n" + published_markdown(context.published, main, m) for m in ("giou", "ciou"))
+    write_text(out / "main.md", markdown)
+    write_text(out / "main.tex", main_tex(main, overall, context))
+    write_text(out / "context.json", canonical_context(context))

@@ -1,0 +1,304 @@
+"""Tables: a golden study worked out by hand, exact columns, equal bytes, honest captions."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from harness.metrics import SCORE_COLUMNS
+from harness.reporting.aggregate import score_tables
+from harness.reporting.context import ReportContext, read_csv, split_order
+from harness.reporting.tables import TABLE_FILES, tables_stage
+
+CONTRACT_SCORES = (
+    "projector, variant, budget, dataset, split, protocol, giou, giou_low, giou_high, giou_sd, ciou, "
+    "ciou_low, ciou_high, p50, p60, p70, p80, p90, n_expressions, n_images, tokens_mean, tokens_p5, tokens_p95, "
+    "seed_count, status"
+).split(", ")
+CONTRACT_EFFICIENCY = (
+    "projector, variant, budget, stage, case, batch, median_ms, iqr_ms, flops, bound_ms, roofline_fraction, "
+    "peak_bytes, device, dtype, attention"
+).split(", ")
+
+
+def context(study, **more):
+    return ReportContext.from_study(study["config"], **more)
+
+
+def write(study, out, **more):
+    tables_stage(study["scores"], study["efficiency"], study["prepared"], out, context(study, **more))
+    return out
+
+
+@pytest.fixture(scope="module")
+def tables(made_up, tmp_path_factory):
+    return write(made_up, tmp_path_factory.mktemp("tables"))
+
+
+def golden_rows():
+    """Two projectors, two seeds, two splits; every pixel count chosen by hand."""
+    # (projector, seed, split, image, sent, I, U, tokens)
+    rows = [
+        ("one", 0, "val", 1, 1, 50, 100, 10),
+        ("one", 0, "val", 1, 2, 30, 40, 10),
+        ("one", 0, "val", 2, 3, 0, 60, 20),
+        ("one", 1, "val", 1, 1, 100, 100, 10),
+        ("one", 1, "val", 1, 2, 10, 40, 10),
+        ("one", 1, "val", 2, 3, 60, 60, 20),
+        ("one", 0, "testA", 3, 4, 20, 80, 30),
+        ("one", 1, "testA", 3, 4, 60, 80, 30),
+        ("two", 0, "val", 1, 1, 90, 100, 5),
+        ("two", 0, "val", 1, 2, 40, 40, 5),
+        ("two", 0, "val", 2, 3, 15, 60, 5),
+        ("two", 0, "testA", 3, 4, 0, 80, 5),
+    ]
+    columns = ["projector", "seed", "split", "image_id", "sent_id", "intersection", "union", "visual_tokens"]
+    frame = pd.DataFrame(rows, columns=columns)
+    frame = frame.assign(
+        study="golden",
+        variant="base",
+        budget="auto",
+        dataset="toy",
+        protocol="full",
+        ref_id=frame["sent_id"],
+        gt_area=frame["union"],
+        pred_area=frame["intersection"],
+        seg_emitted=True,
+        status="ok",
+    )
+    return frame[list(SCORE_COLUMNS)]
+
+
+def test_golden_table_by_hand():
+    ours = ReportContext(study="golden", data="synthetic", resamples=50)
+    scores, overall, differences = score_tables(golden_rows(), ours)
+    row = scores.set_index(["projector", "split"]).loc[("one", "val")]
+    # seed 0: IoU 1/2, 3/4, 0 -> 5/12; seed 1: 1, 1/4, 1 -> 3/4
+    assert row["giou"] == pytest.approx((5 / 12 + 3 / 4) / 2)
+    assert row["giou_sd"] == pytest.approx((3 / 4 - 5 / 12) / 2**0.5)
+    # seed 0: 80/200; seed 1: 170/200
+    assert row["ciou"] == pytest.approx((0.4 + 0.85) / 2)
+    assert row["p50"] == pytest.approx((1 / 3 + 2 / 3) / 2)
+    assert row["p80"] == pytest.approx((0 + 2 / 3) / 2)
+    assert (row["n_expressions"], row["n_images"], row["seed_count"]) == (3, 2, 2)
+    assert row["tokens_mean"] == pytest.approx((10 + 10 + 20) / 3)
+    mean = overall.set_index("projector")
+    # testA: seed 0 1/4, seed 1 3/4 -> 1/2; two: val (0.9 + 1 + 0.25) / 3, testA 0
+    assert mean.loc["one", "giou"] == pytest.approx((7 / 12 + 1 / 2) / 2)
+    assert mean.loc["two", "giou"] == pytest.approx((2.15 / 3 + 0) / 2)
+    assert pd.isna(mean.loc["two", "giou_sd"])
+    gap = differences[differences["split"] == "all"].iloc[0]
+    assert gap["giou_difference"] == pytest.approx(13 / 24 - 2.15 / 6)
+    # Two images: a resample holds one of them twice, or both. gIoU of 'one' is then 0.625 (image 1
+    # alone: seeds 0.625 and 0.625), 0.5 (image 2 alone: 0 and 1) or 7/12.
+    assert row["giou_low"] == pytest.approx(0.5) and row["giou_high"] == pytest.approx(0.625)
+    single = scores.set_index(["projector", "split"]).loc[("one", "testA")]
+    assert pd.isna(single["giou_low"]) and pd.isna(single["giou_high"])
+
+
+def test_columns_and_key_are_the_contract(tables):
+    scores = read_csv(tables / "scores.csv")
+    assert list(scores.columns) == CONTRACT_SCORES
+    assert not scores.duplicated(CONTRACT_SCORES[:6]).any()
+    assert list(read_csv(tables / "efficiency.csv").columns) == CONTRACT_EFFICIENCY
+    main = read_csv(tables / "main.csv")
+    assert list(main.columns) == [*CONTRACT_SCORES, "speedup_infer", "speedup_train", "parameters"]
+    pd.testing.assert_frame_equal(main[CONTRACT_SCORES], scores)
+    assert sorted(p.name for p in tables.iterdir()) == sorted(TABLE_FILES)
+
+
+def test_equal_bytes_whatever_the_order_of_files(made_up, tables, tmp_path):
+    turned = {**made_up, "scores": made_up["scores"][::-1]}
+    again = write(turned, tmp_path)
+    for name in TABLE_FILES:
+        assert (again / name).read_bytes() == (tables / name).read_bytes(), name
+
+
+def test_budgets_stay_text_and_rows_keep_the_configs_order(tables):
+    scores = read_csv(tables / "scores.csv")
+    assert set(scores["budget"]) == {"auto", "36", "9"}
+    assert list(dict.fromkeys(scores["projector"])) == [
+        "dense",
+        "pool",
+        "abstractor",
+        "segments",
+        "coin_flip",
+    ]
+
+
+def test_known_effects_come_out(tables):
+    overall = read_csv(tables / "overall.csv").set_index(["projector", "variant", "budget"])
+    for row, level in {("dense", "base", "auto"): 0.66, ("coin_flip", "base", "36"): 0.35}.items():
+        assert overall.loc[row, "giou_low"] < level < overall.loc[row, "giou_high"]
+    pairs = read_csv(tables / "differences.csv")
+    one = pairs[
+        (pairs["projector"] == "pool") & (pairs["other_projector"] == "coin_flip") & (pairs["budget"] == "36")
+    ]
+    assert len(one) == 5 and (one["low"] > 0).all()
+    phenomena = read_csv(tables / "phenomena.csv")
+    assert set(phenomena["phenomenon"]) == {"location", "attribute", "relation"}
+    every = phenomena[phenomena["dataset"] == "all"].groupby("projector")["n_expressions"].sum()
+    assert every["dense"] == 24 * 3 * 4
+
+
+def test_phenomena_equal_a_plain_mean(made_up, tables):
+    rows = pd.read_parquet(made_up["scores"][0]).merge(
+        pd.read_parquet(made_up["prepared"] / "expressions.parquet"),
+        on=["dataset", "split", "ref_id", "sent_id"],
+    )
+    part = rows[(rows["dataset"] == "toyg") & (rows["phenomenon"] == "relation")]
+    expected = np.mean([i / u for i, u in zip(part["intersection"], part["union"], strict=True)])
+    table = read_csv(tables / "phenomena.csv")
+    got = table[
+        (table["projector"] == "dense") & (table["dataset"] == "toyg") & (table["phenomenon"] == "relation")
+    ]
+    assert got["giou"].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_adaptive_tokens_are_correlated_with_objects(made_up, tables):
+    tokens = read_csv(tables / "tokens.csv").set_index(["projector", "variant"])
+    assert tokens.loc[("segments", "base"), "spearman_rho"] == pytest.approx(1)  # made that way
+    assert pd.isna(tokens.loc[("dense", "base"), "spearman_rho"])
+    assert stats.spearmanr([1, 2, 3], [1, 2, 3]).statistic == pytest.approx(1)
+    assert "Spearman's ρ = 1.00 (p < 0.001, 96 images)" in (tables / "main.md").read_text()
+
+
+def cell(markdown, label, column):
+    lines = [
+        [c.strip() for c in line.strip("|").split("|")] for line in markdown.splitlines() if line[:1] == "|"
+    ]
+    return next(line[lines[0].index(column)] for line in lines if line[0] == label)
+
+
+def test_markdown_marks_best_and_second_and_never_a_control(made_up, tables):
+    text = (tables / "main.md").read_text()
+    scores = read_csv(tables / "scores.csv")
+    part = scores[
+        (scores["dataset"] == "toy") & (scores["split"] == "val") & (scores["projector"] != "coin_flip")
+    ]
+    ranked = part.sort_values("giou", ascending=False)
+    labels = [
+        r.projector if r.variant == "base" else f"{r.projector} ({r.variant})" for r in ranked.itertuples()
+    ]
+    assert cell(text, labels[0], "toy val").startswith(f"**{100 * ranked['giou'].iloc[0]:.1f}**")
+    assert cell(text, labels[1], "toy val").startswith(f"_{100 * ranked['giou'].iloc[1]:.1f}_")
+    assert "*" not in cell(text, "coin_flip @36", "toy val")
+    assert text.index("*controls*") > text.index("*9 tokens*") > text.index("*36 tokens*")
+    assert "Synthetic scenes" in text and "Effort: quick" in text and "Superpixels: made up." in text
+    assert cell(text, "dense", "speed-up inference") == "1.00×"
+
+
+def test_ties_share_the_mark():
+    rows = golden_rows()
+    rows = pd.concat([rows, rows[rows["projector"] == "one"].assign(projector="twin")])
+    ours = ReportContext(study="golden", data="synthetic", resamples=20)
+    scores, overall, _ = score_tables(rows, ours)
+    from harness.reporting.render import main_markdown
+
+    main = scores.assign(speedup_infer=np.nan, speedup_train=np.nan, parameters=pd.NA)
+    text = main_markdown(main, overall, ours)
+    assert cell(text, "one", "toy testA") == cell(text, "twin", "toy testA") == "**50.0** (**50.0**)"
+
+
+def test_small_real_data_ranks_nothing(made_up, tmp_path):
+    out = write(made_up, tmp_path, data="real")
+    text = (out / "main.md").read_text()
+    assert "too small to rank anything: 288 expressions" in text
+    assert "**" not in text and "\\textbf" not in (out / "main.tex").read_text()
+
+
+def test_latex_is_well_formed(tables):
+    text = (tables / "main.tex").read_text()
+    for rule in ("\\toprule", "\\midrule", "\\bottomrule", "\\begin{table*}", "\\resizebox"):
+        assert text.count(rule) == 1
+    depth = 0
+    for sign in re.findall(r"(?<!\\)[{}]", text):
+        depth += 1 if sign == "{" else -1
+        assert depth >= 0
+    assert depth == 0
+    body = text[text.index("\\midrule") : text.index("\\bottomrule")]
+    rows = [line for line in body.splitlines() if line.endswith("\\\\")]
+    columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", text).group(1))
+    assert len(rows) == 7 and {line.count("&") + 1 for line in rows} == {columns}
+    assert "no\\_position" in text and "coin\\_flip" in text and "\\%" in text
+    assert all(ord(c) < 128 for c in text)
+
+
+def test_failures_and_skips_are_said(made_up, tmp_path):
+    folder = tmp_path / "scores"
+    folder.mkdir()
+    paths = []
+    for path in made_up["scores"]:
+        frame = pd.read_parquet(path)
+        if path.name.startswith("dense"):
+            frame["status"] = "failed: out of memory"
+        if path.name.startswith("pool.base.9"):
+            frame.loc[frame.index[:2], "status"] = "failed: no image"
+        paths.append(folder / path.name)
+        frame.to_parquet(paths[-1])
+    skipped = [{"projector": "mystery", "reason": "needs a class token"}]
+    out = write({**made_up, "scores": paths}, tmp_path / "t", skipped=skipped)
+    text = (out / "main.md").read_text()
+    assert (
+        cell(text, "dense", "toy val") == "failed"
+        and cell(text, "dense", "mean gIoU over splits") == "failed"
+    )
+    assert "failed: 72 of 72 expressions (out of memory)" in text
+    assert cell(text, "pool", "toy val") != "failed"
+    assert "Not run: mystery: needs a class token." in text
+    scores = read_csv(out / "scores.csv").set_index(["projector", "budget", "dataset", "split"])
+    assert pd.isna(scores.loc[("dense", "auto", "toy", "val"), "giou"])
+    assert scores.loc[("pool", "9", "toy", "val"), "status"] == "failed: 2 of 72 expressions (no image)"
+
+
+def test_seeds_that_scored_other_counts_are_refused():
+    rows = golden_rows()
+    with pytest.raises(ValueError, match=r"seeds of one\.base\.auto scored different numbers"):
+        score_tables(
+            rows[~((rows["seed"] == 1) & (rows["sent_id"] == 2))],
+            ReportContext(study="golden", data="synthetic", resamples=20),
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v["rows"][0].pop("device"), r"rows\.0\.device"),
+        (lambda v: v.update(extra=1), "extra"),
+        (lambda v: v["relative"].append(v["relative"][0]), "relative of dense.base.auto twice"),
+    ],
+)
+def test_a_wrong_efficiency_file_is_refused(made_up, tmp_path, change, message):
+    value = json.loads(made_up["efficiency"][0].read_text())
+    change(value)
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(value))
+    with pytest.raises(ValueError, match=message):
+        write({**made_up, "efficiency": [path]}, tmp_path / "t")
+
+
+def test_no_efficiency_leaves_cells_empty(made_up, tmp_path):
+    out = write({**made_up, "efficiency": []}, tmp_path)
+    assert read_csv(out / "main.csv")[["speedup_infer", "speedup_train", "parameters"]].isna().all(axis=None)
+    assert len(read_csv(out / "efficiency.csv")) == 0
+
+
+def test_an_unknown_context_key_is_refused():
+    with pytest.raises(ValueError, match="notess"):
+        ReportContext.checked({"study": "x", "data": "synthetic", "notess": []})
+
+
+def test_splits_stand_in_the_fields_order():
+    pairs = [("refcocog", "test"), ("refcoco+", "testB"), ("refcoco", "testA"), ("refcoco", "val")]
+    pairs += [("refcocog", "val"), ("refcoco+", "val")]
+    assert split_order(pairs) == [
+        ("refcoco", "val"),
+        ("refcoco", "testA"),
+        ("refcoco+", "val"),
+        ("refcoco+", "testB"),
+        ("refcocog", "val"),
+        ("refcocog", "test"),
+    ]
