@@ -7,15 +7,17 @@ evaluates the program on its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from bisect import bisect
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import accumulate, combinations
 from typing import Any
 
 import numpy as np
 
 from harness.data.scenes import Scene, SceneObject
-from harness.data.wording import an, noun_phrase, place_phrase, relation_phrase, superlative_phrase
+from harness.data.wording import RELATIONS, an, noun_phrase, place_phrase, relation_phrase, superlative_phrase
 
 __all__ = ["DATASETS", "Expression", "KindBalance", "describe", "eligible", "make_expressions"]
 
@@ -29,6 +31,8 @@ _KEYS = ("category", "color", "pattern", "size", "detail")
 _TARGET_AREA = (0.01, 0.15)
 _TARGET_VISIBLE = 0.6
 _MOST_PER_TARGET = 3
+# How much likelier an object with a distractor of its category is to be a target.
+_DISTRACTED = 1.5
 
 # Keys a place word is put on, and how often.
 _PLACED_KEYS = {
@@ -82,15 +86,21 @@ class KindBalance:
 
 
 class _View:
-    """A scene as arrays: places, sizes, and which objects look alike."""
+    """A scene laid out for quick tests: places and sizes as lists, sets of objects as bits of an int."""
 
     def __init__(self, scene: Scene):
         self.objects = scene.objects
-        self.x = np.array([o.center[0] for o in scene.objects]) / scene.width
-        self.y = np.array([o.center[1] for o in scene.objects]) / scene.height
-        self.log_area = np.log([o.area for o in scene.objects])
-        values = {k: np.array([getattr(o, k) for o in scene.objects]) for k in _KEYS}
-        self._same = {k: v[:, None] == v[None, :] for k, v in values.items()}
+        self.x = [o.center[0] / scene.width for o in scene.objects]
+        self.y = [o.center[1] / scene.height for o in scene.objects]
+        self.log_area = [math.log(o.area) for o in scene.objects]
+        self.everything = (1 << len(scene.objects)) - 1
+        self._same = {
+            key: [
+                _bits(getattr(o, key) == getattr(thing, key) for o in scene.objects)
+                for thing in scene.objects
+            ]
+            for key in _KEYS
+        }
         self._unique: dict[int, list[tuple[Keys, float]]] = {}
 
     def sayable(self, index: int) -> Keys:
@@ -98,11 +108,11 @@ class _View:
         silent = {"medium", "none"}
         return tuple(k for k in _KEYS if getattr(self.objects[index], k) not in silent)
 
-    def like(self, index: int, keys: Keys) -> np.ndarray:
-        """``[n]`` bool: the objects that agree with ``index`` on ``keys``."""
-        alike = np.ones(len(self.objects), dtype=bool)
+    def like(self, index: int, keys: Keys) -> int:
+        """The objects that agree with ``index`` on ``keys``, as bits."""
+        alike = self.everything
         for key in keys:
-            alike = alike & self._same[key][index]
+            alike &= self._same[key][index]
         return alike
 
     def unique_keys(self, index: int) -> list[tuple[Keys, float]]:
@@ -111,7 +121,7 @@ class _View:
             self._unique[index] = found = []
             for length in (1, 2, 3):
                 for keys in combinations(self.sayable(index), length):
-                    if self.like(index, keys).sum() == 1:
+                    if self.like(index, keys).bit_count() == 1:
                         odds = (1.0, 3.0, 1.5)[length - 1] * (1.0 if "category" in keys else 0.4)
                         if any(set(k) < set(keys) for k, _ in found):
                             odds *= 0.3
@@ -123,22 +133,26 @@ def _filters(thing: SceneObject, keys: Keys) -> Program:
     return [{"op": "filter", "key": k, "value": getattr(thing, k)} for k in keys]
 
 
+def _bits(flags: Iterable[bool]) -> int:
+    return sum(1 << i for i, flag in enumerate(flags) if flag)
+
+
 def _pick(options: list[Any], odds: list[float], rng: np.random.Generator) -> Any:
-    weights = np.asarray(odds)
-    return options[int(rng.choice(len(options), p=weights / weights.sum()))]
+    heaps = list(accumulate(odds))
+    return options[bisect(heaps, rng.random() * heaps[-1], hi=len(heaps) - 1)]
 
 
-def _clear(scores: np.ndarray, among: np.ndarray, target: int, margin: float) -> int | None:
+def _clear(scores: list[float], among: int, target: int, margin: float) -> int | None:
     """The rank of the target's score among ``among`` (0 lowest), or None if another is within the margin."""
-    others = scores[among & (np.arange(len(scores)) != target)]
-    if len(others) == 0 or np.abs(others - scores[target]).min() < margin:
+    others = [s for i, s in enumerate(scores) if among >> i & 1 and i != target]
+    if not others or min(abs(s - scores[target]) for s in others) < margin:
         return None
-    return int((others < scores[target]).sum())
+    return sum(s < scores[target] for s in others)
 
 
-def _place_steps(view: _View, t: int, among: np.ndarray) -> Iterator[tuple[dict[str, Any], float]]:
+def _place_steps(view: _View, t: int, among: int) -> Iterator[tuple[dict[str, Any], float]]:
     """Place operations that single the target out, with odds."""
-    count = int(among.sum())
+    count = among.bit_count()
     for axis, values in (("x", view.x), ("y", view.y)):
         rank = _clear(values, among, t, _MARGIN)
         if rank is None:
@@ -151,9 +165,10 @@ def _place_steps(view: _View, t: int, among: np.ndarray) -> Iterator[tuple[dict[
     for ends in (("low", "low"), ("high", "low"), ("low", "high"), ("high", "high")):
         sx, sy = (1 if e == "low" else -1 for e in ends)
         inside = max(sx * (view.x[t] - 0.5), sy * (view.y[t] - 0.5)) <= -_MARGIN / 2
-        if inside and _clear(sx * view.x + sy * view.y, among, t, _CORNER_MARGIN) == 0:
+        slope = [sx * x + sy * y for x, y in zip(view.x, view.y, strict=True)]
+        if inside and _clear(slope, among, t, _CORNER_MARGIN) == 0:
             yield {"op": "corner", "x": ends[0], "y": ends[1]}, _PLACE_ODDS["corner"]
-    away = np.hypot(view.x - 0.5, view.y - 0.5)
+    away = [math.hypot(x - 0.5, y - 0.5) for x, y in zip(view.x, view.y, strict=True)]
     if away[t] <= _MIDDLE_REACH and _clear(away, among, t, _MARGIN) == 0:
         yield {"op": "middle"}, _PLACE_ODDS["middle"]
 
@@ -183,8 +198,9 @@ def _attribute(view: _View, t: int, rng: np.random.Generator, long: bool) -> Exp
         # Long sentences say more than they must, as RefCOCOg's do.
         odds.append(often if not long else often * (1, 3, 20)[len(keys) - 1] * ("category" in keys))
     for keys in ((), ("category",), ("color",), ("category", "color"), ("category", "pattern")):
-        rank = _clear(view.log_area, view.like(t, keys), t, _AREA_STEP)
-        if rank is not None and rank in (0, view.like(t, keys).sum() - 1):
+        among = view.like(t, keys)
+        rank = _clear(view.log_area, among, t, _AREA_STEP)
+        if rank is not None and rank in (0, among.bit_count() - 1):
             options.append((keys, "low" if rank == 0 else "high"))
             odds.append((0.4, 1.2)["category" in keys] * (0.3 if long and len(keys) < 2 else 1.0))
     if sum(odds) == 0:
@@ -198,42 +214,42 @@ def _attribute(view: _View, t: int, rng: np.random.Generator, long: bool) -> Exp
     return Expression(sentence, program, thing.ann_id, "attribute")
 
 
-def _relation_table(view: _View, anchor: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """For each relation to the anchor, which objects surely and which possibly hold it, ``[n]`` bool."""
-    dx, dy = view.x[anchor] - view.x, view.y[anchor] - view.y
-    away = np.hypot(dx, dy)
-    table = {"near": (away <= _NEAR, away < _FAR)}
-    for name, gap, aside in (("left", dx, dy), ("right", -dx, dy), ("above", dy, dx), ("below", -dy, dx)):
-        aside = np.abs(aside)
-        table[name] = ((gap >= _MARGIN) & (aside <= 1.5 * gap), (gap > 0) & (aside < 3 * gap))
-    for sure, maybe in table.values():
-        sure[anchor] = maybe[anchor] = False
-    return table
+def _holds(view: _View, thing: int, relation: str, anchor: int) -> bool | None:
+    """Whether a relation to the anchor holds: True, False, or None where one cannot say."""
+    dx, dy = view.x[anchor] - view.x[thing], view.y[anchor] - view.y[thing]
+    if relation == "near":
+        away = math.hypot(dx, dy)
+        return True if away <= _NEAR else None if away < _FAR else False
+    gap, aside = {"left": (dx, dy), "right": (-dx, dy), "above": (dy, dx), "below": (-dy, dx)}[relation]
+    if gap >= _MARGIN and abs(aside) <= 1.5 * gap:
+        return True
+    return None if gap > 0 and abs(aside) < 3 * gap else False
 
 
 def _relation(view: _View, t: int, rng: np.random.Generator) -> Expression | None:
     thing = view.objects[t]
     # Every relation that surely holds of the target: (relation, anchor, who else might).
-    held = []
-    for anchor in range(len(view.objects)):
+    held, places = [], range(len(view.objects))
+    for anchor in places:
         names = [(k, w) for k, w in view.unique_keys(anchor) if "category" in k] if anchor != t else []
         if names:
             keys = _pick([k for k, _ in names], [w for _, w in names], rng)
-            for relation, (sure, maybe) in _relation_table(view, anchor).items():
-                if sure[t]:
-                    held.append((relation, anchor, keys, maybe))
+            for relation in RELATIONS:
+                if _holds(view, t, relation, anchor):
+                    others = (i != anchor and _holds(view, i, relation, anchor) is not False for i in places)
+                    held.append((relation, anchor, keys, _bits(others)))
     options, odds = [], []
     sayable = [k for k in view.sayable(t) if k != "category"]
     for keys in [("category", *extra) for n in (0, 1, 2) for extra in combinations(sayable, n)]:
         among = view.like(t, keys)
-        often = (3.0 if among.sum() > 1 else 0.5) * (0.6, 1.0, 0.8)[len(keys) - 1]
+        often = (3.0 if among.bit_count() > 1 else 0.5) * (0.6, 1.0, 0.8)[len(keys) - 1]
         for first in held:
-            if (among & first[3]).sum() == 1:
+            if (among & first[3]).bit_count() == 1:
                 options.append((keys, (first,)))
                 odds.append(often)
         for first, second in combinations(held, 2) if len(held) < 8 else ():
-            alone = (among & first[3]).sum() == 1 or (among & second[3]).sum() == 1
-            if first[1] != second[1] and not alone and (among & first[3] & second[3]).sum() == 1:
+            alone = (among & first[3]).bit_count() == 1 or (among & second[3]).bit_count() == 1
+            if first[1] != second[1] and not alone and (among & first[3] & second[3]).bit_count() == 1:
                 options.append((keys, (first, second)))
                 odds.append(often * 0.4)
     if not options:
@@ -297,7 +313,7 @@ def make_expressions(
     balance = balance or KindBalance(0.65 if dataset == "synthref" else 0.0)
     targets = eligible(scene, categories)
     names = [o.category for o in scene.objects]
-    odds = np.array([3.0 if names.count(names[i]) > 1 else 1.0 for i in targets])
+    odds = np.array([_DISTRACTED if names.count(names[i]) > 1 else 1.0 for i in targets])
     made: list[Expression] = []
     if not targets:
         return made

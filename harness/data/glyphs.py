@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-__all__ = ["CATEGORIES", "FAMILY_A", "FAMILY_B", "Glyph", "Raster", "fill_ratio", "part_name", "rasterise"]
+__all__ = ["CATEGORIES", "FAMILY_A", "FAMILY_B", "Glyph", "Raster", "fill_ratio", "rasterise"]
 
 FAMILY_A = ("person", "cat", "bird", "fish", "bug")
 FAMILY_B = ("cup", "plate", "box", "star", "ring", "tree", "bottle")
@@ -51,7 +51,7 @@ class Raster:
 
     Attributes:
         alpha: coverage of the outline.
-        layers: coverage of the part, ``dot`` and ``band`` inside the outline.
+        layers: coverage of the part and of each detail inside the outline, by name.
     """
 
     alpha: np.ndarray
@@ -129,11 +129,6 @@ _GLYPHS = {
 }  # fmt: skip
 
 
-def part_name(category: str) -> str:
-    """What the named part of a category is called, such as a cup's ``handle``."""
-    return _GLYPHS[category].part_name
-
-
 @cache
 def fill_ratio(category: str) -> float:
     """Share of the unit box that the upright glyph covers: sizes are meant as areas, not as boxes."""
@@ -143,6 +138,7 @@ def fill_ratio(category: str) -> float:
 
 def rasterise(
     category: str,
+    details: tuple[str, ...] = (),
     *,
     side: float,
     angle: float = 0.0,
@@ -153,13 +149,14 @@ def rasterise(
 
     Args:
         category: one of ``CATEGORIES``.
+        details: which of ``dot`` and ``band`` to draw beside the part.
         side: side of the unit box, pixels.
         angle: turn in degrees.
         mirror: left and right swapped.
         wobble: depth (share of the side) and phase of a wavy outline.
 
     Returns:
-        Coverage of outline, part, ``dot`` and ``band``.
+        Coverage of the outline, of the part, and of the details asked for.
     """
     shape = _GLYPHS[category]
 
@@ -191,7 +188,8 @@ def rasterise(
         "dot": (_ellipse(*shape.centre, 0.13),),
         "band": (_box(-0.2, shape.band[0], 1.2, shape.band[1]),),
     }
-    layers = {name: np.minimum(draw([place(p) for p in ps], []), alpha) for name, ps in extras.items()}
+    wanted = (shape.part_name, *details)
+    layers = {name: np.minimum(draw([place(p) for p in extras[name]], []), alpha) for name in wanted}
     rows, columns = np.nonzero(alpha.max(axis=1) > 0)[0], np.nonzero(alpha.max(axis=0) > 0)[0]
     crop = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     return Raster(alpha[crop], {name: layer[crop] for name, layer in layers.items()})

@@ -7,8 +7,7 @@ import colorsys
 import numpy as np
 from PIL import Image
 
-from harness.data.glyphs import part_name
-from harness.data.scenes import Placed
+from harness.data.scenes import DETAILS, Placed
 
 __all__ = ["part_masks", "render"]
 
@@ -60,18 +59,13 @@ def part_masks(placed: list[Placed], visible: np.ndarray) -> list[tuple[int, str
     """
     found = []
     for index, (item, mask) in enumerate(zip(placed, visible, strict=True)):
-        for name in _details(item):
+        for name, cover in item.raster.layers.items():
             part = np.zeros_like(mask)
-            part[item.window] = item.raster.layers[name] >= 0.5
+            part[item.window] = cover >= 0.5
             part &= mask
             if part.sum() >= _LEAST_PART:
                 found.append((index, name, part))
     return found
-
-
-def _details(item: Placed) -> list[str]:
-    extra = item.looks["detail"]
-    return [part_name(item.looks["category"])] + ([extra] if extra != "none" else [])
 
 
 def _surface(item: Placed, size: int, domain: str, rng: np.random.Generator) -> np.ndarray:
@@ -85,10 +79,9 @@ def _surface(item: Placed, size: int, domain: str, rng: np.random.Generator) -> 
     h, w = item.raster.alpha.shape
     mark = _pattern(item.looks["pattern"], h, w, size / 96, rng)[..., None]
     paint = base * (1 - mark) + tone * mark
-    for name in _details(item):
-        cover = item.raster.layers[name][..., None]
-        ink = _ORANGE if name in ("dot", "band") else (_CREAM if dark else _UMBER)
-        paint = paint * (1 - cover) + ink * cover
+    for name, cover in item.raster.layers.items():
+        ink = _ORANGE if name in DETAILS else (_CREAM if dark else _UMBER)
+        paint = paint * (1 - cover[..., None]) + ink * cover[..., None]
     return paint * (1 - 0.4 * _contour(item.raster.alpha))[..., None]
 
 

@@ -160,7 +160,7 @@ def compose(
 
 
 def _draw_looks(count: int, family: str | None, rng: np.random.Generator) -> list[dict[str, str]]:
-    kinds = int(np.clip(round(count * rng.uniform(0.35, 0.6)), 1, count - 1))
+    kinds = int(np.clip(round(count * rng.uniform(0.4, 0.7)), 1, count - 1))
     lead = {"A": FAMILY_A, "B": FAMILY_B, None: CATEGORIES}[family]
     names = list(rng.permutation(lead)[: -(-kinds * 3 // 5) if family else kinds])
     repeated = len(names)
@@ -192,7 +192,8 @@ def _place(
         side = float(np.sqrt(rng.uniform(low, high) * size * size / fill_ratio(look["category"])))
         wobble = (rng.uniform(0.05, 0.1), rng.uniform(0, 6.28)) if domain == "blobs" else (0.0, 0.0)
         turn, mirror = rng.uniform(-12, 12), bool(rng.random() < 0.5)
-        raster = rasterise(look["category"], side=side, angle=turn, mirror=mirror, wobble=wobble)
+        details = tuple(d for d in (look["detail"],) if d != "none")
+        raster = rasterise(look["category"], details, side=side, angle=turn, mirror=mirror, wobble=wobble)
         for _ in range(60):
             item = _try_position(raster, look, placed, size, rng)
             if _all_stay(placed, item, least):

@@ -8,7 +8,15 @@ import numpy as np
 
 from harness.data.scenes import SceneObject
 
-__all__ = ["VOCABULARY", "an", "noun_phrase", "place_phrase", "relation_phrase", "superlative_phrase"]
+__all__ = [
+    "RELATIONS",
+    "VOCABULARY",
+    "an",
+    "noun_phrase",
+    "place_phrase",
+    "relation_phrase",
+    "superlative_phrase",
+]
 
 _WORDS = {
     "category": {
@@ -26,7 +34,7 @@ _WORDS = {
 }  # fmt: skip
 _NOUNLESS = ("one", "thing", "object")
 _SUPERLATIVES = {"low": ("smallest", "littlest"), "high": ("biggest", "largest")}
-_RELATIONS = {
+RELATIONS = {
     "left": ("left of", "to the left of", "on the left side of"),
     "right": ("right of", "to the right of", "on the right side of"),
     "above": ("above", "over"),
@@ -57,7 +65,7 @@ def _all_words() -> tuple[str, ...]:
         *_ORDINALS.values(),
         _GRAMMAR,
         *sum(_SUPERLATIVES.values(), ()),
-        *sum(_RELATIONS.values(), ()),
+        *sum(RELATIONS.values(), ()),
     ]
     phrases += [w for groups in _SIDES.values() for group in groups for w in group]
     return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
@@ -96,7 +104,7 @@ def superlative_phrase(end: str, noun: str, rng: np.random.Generator) -> str:
 
 def relation_phrase(relation: str, rng: np.random.Generator) -> str:
     """A phrase such as ``to the left of`` or ``beside``."""
-    return str(rng.choice(_RELATIONS[relation]))
+    return str(rng.choice(RELATIONS[relation]))
 
 
 def place_phrase(step: dict[str, Any], noun: str, at: tuple[float, float], rng: np.random.Generator) -> str:
