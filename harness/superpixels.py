@@ -272,7 +272,8 @@ def write_superpixels(
     out_dir.mkdir(parents=True, exist_ok=True)
     manifest_path = out_dir / "manifest.json"
     manifest_path.unlink(missing_ok=True)
-    shards, rows = [], []
+    shards: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     with tqdm(total=len(ids), desc=f"superpixels {source.name}", unit="image", disable=not progress) as bar:
         for number, start in enumerate(range(0, len(ids), shard_size)):
             chunk = range(start, min(start + shard_size, len(ids)))

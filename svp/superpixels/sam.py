@@ -180,11 +180,13 @@ class SamSuperpixels(SuperpixelSource):
         for start in range(0, max(len(found.logits), 1), chunk):
             part = slice(start, start + chunk)
             logits = full_resolution(self.sam, found.logits[part], input_size, size)
-            score = selection.stability_score(logits, settings.stability_score_offset)
+            cut = self.sam.mask_threshold
+            score = selection.stability_score(logits, settings.stability_score_offset, cut)
             score = score + selection.level_values(found.levels[part], settings.stability_score_bias)
-            mask = logits > self.sam.mask_threshold
+            mask = logits > cut
             keep = torch.nonzero(
-                (score >= settings.stability_score_thresh) & mask.flatten(1).any(dim=1)
+                (score >= settings.stability_score_thresh)
+                & (logits.flatten(1).amax(dim=1) > cut)
             ).flatten()
             masks.append(mask[keep])
             indices.append(keep + start)

@@ -41,13 +41,13 @@ def passes_quality(
     return predicted_iou + level_values(levels, offsets) > threshold
 
 
-def stability_score(logits: Tensor, offset: float) -> Tensor:
-    """``[M]``: IoU of the masks cut at ``+offset`` and ``-offset`` of ``logits`` ``[M, H, W]``.
+def stability_score(logits: Tensor, offset: float, threshold: float = 0.0) -> Tensor:
+    """``[M]``: IoU of the masks cut ``offset`` above and below ``threshold``, of ``logits`` ``[M, H, W]``.
 
     NaN where even the larger mask is empty, so that such a candidate passes no threshold.
     """
-    inner = (logits > offset).flatten(1).sum(dim=1, dtype=torch.int32)
-    return inner / (logits > -offset).flatten(1).sum(dim=1, dtype=torch.int32)
+    inner = (logits > threshold + offset).flatten(1).sum(dim=1, dtype=torch.int32)
+    return inner / (logits > threshold - offset).flatten(1).sum(dim=1, dtype=torch.int32)
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
@@ -55,16 +55,15 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
     An empty mask gets a box of zeros.
     """
-    result = []
-    for other_axis in (1, 2):
-        hit = masks.any(dim=other_axis)
-        size = hit.shape[1]
-        first = hit.to(torch.uint8).argmax(dim=1)
-        last = size - 1 - hit.flip(1).to(torch.uint8).argmax(dim=1)
-        result.append((first, last))
-    (x1, x2), (y1, y2) = result
+    as_bytes = masks.view(torch.uint8)  # amax over bytes: several times faster than any over bool
+    columns, rows = as_bytes.amax(dim=1), as_bytes.amax(dim=2)
+    (x1, x2), (y1, y2) = _first_and_last(columns), _first_and_last(rows)
     boxes = torch.stack([x1, y1, x2, y2], dim=1).float()
-    return boxes * masks.flatten(1).any(dim=1, keepdim=True)
+    return boxes * columns.amax(dim=1)[:, None]
+
+
+def _first_and_last(hit: Tensor) -> tuple[Tensor, Tensor]:
+    return hit.argmax(dim=1), hit.shape[1] - 1 - hit.flip(1).argmax(dim=1)
 
 
 def non_maximum_suppression(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
