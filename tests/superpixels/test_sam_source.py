@@ -21,7 +21,9 @@ def photograph(height=96, width=96, seed=0):
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (4, 5, 3)).astype(np.uint8)
     rows, columns = np.arange(height) * 4 // height, np.arange(width) * 5 // width
-    return np.clip(coarse[rows][:, columns] + rng.integers(-9, 9, (height, width, 3)), 0, 255).astype(np.uint8)
+    return np.clip(coarse[rows][:, columns] + rng.integers(-9, 9, (height, width, 3)), 0, 255).astype(
+        np.uint8
+    )
 
 
 def by_content(masks):
@@ -112,7 +114,9 @@ def test_the_clean_up_and_the_filter_are_applied(sam):
     image = photograph()
     options = OPEN | {"box_nms_thresh": 0.99, "crop_nms_thresh": 0.99}
     plain = SamSuperpixels(SamSuperpixels.Config(**options), sam).generate(image)
-    filtered = SamSuperpixels(SamSuperpixels.Config(**options, rock_sand_water_thresh=0.3), sam).generate(image)
+    filtered = SamSuperpixels(SamSuperpixels.Config(**options, rock_sand_water_thresh=0.3), sam).generate(
+        image
+    )
     assert 0 < len(filtered.masks) < len(plain.masks)
     off = SamSuperpixels.Config(**options, rock_sand_water_thresh=0.3, rock_sand_water=False)
     assert len(SamSuperpixels(off, sam).generate(image).masks) == len(plain.masks)

@@ -174,7 +174,11 @@ def test_presets_equal_the_published_table():
             preset.stability_score_bias,
             preset.rock_sand_water_thresh,
         ) == row, name
-        assert (preset.box_nms_thresh, preset.crop_nms_thresh, preset.stability_score_offset) == (0.7, 0.7, 1.0)
+        assert (preset.box_nms_thresh, preset.crop_nms_thresh, preset.stability_score_offset) == (
+            0.7,
+            0.7,
+            1.0,
+        )
         assert preset.crop_overlap_ratio == 512 / 1500
     assert set(PRESETS) - set(TABLE) == {"svp"}
     assert PRESETS["svp"] == PRESETS["l2_nmsf_s1_rsw3"].but(crop_n_layers=0)
