@@ -197,7 +197,7 @@ def difficulty(out_dir: Path | str) -> dict[str, Any]:
             "expressions": len(rows),
             **{tag: round(float(tags.get(tag, 0.0)), 4) for tag in ("location", "relation", "attribute")},
             "distractor": round(float((targets["distractors"] > 0).mean()), 4),
-            "words": round(float(rows["sentence"].str.split().str.len().mean()), 2),
+            "words": round(float(np.mean([len(s.split()) for s in rows["sentence"]])), 2),
             "target_area": _quantiles([o["area"] / (s["width"] * s["height"]) for o, s in pairs]),
             "visible_fraction": _quantiles([o["visible_fraction"] for o, _ in pairs]),
         }

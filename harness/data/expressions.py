@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import math
 from bisect import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate, combinations
+from itertools import accumulate, chain, combinations
 from typing import Any
 
 import numpy as np
 
 from harness.data.scenes import Scene, SceneObject
+from harness.data.view import Keys, SceneView, bits, rank_of
 from harness.data.wording import RELATIONS, an, noun_phrase, place_phrase, relation_phrase, superlative_phrase
 
 __all__ = ["DATASETS", "Expression", "KindBalance", "describe", "eligible", "make_expressions"]
 
 DATASETS = ("synthref", "synthref+", "synthrefg")
 
-# What "left of", "near", "bigger" ask for; the checker holds its own copy of these.
-_MARGIN, _CORNER_MARGIN, _MIDDLE_REACH, _NEAR, _FAR = 0.06, 0.09, 0.25, 0.28, 0.40
+# How clear a place or a size must be; the checker holds its own copy of these.
+_MARGIN, _CORNER_MARGIN, _MIDDLE_REACH = 0.06, 0.09, 0.25
 _AREA_STEP = float(np.log(1.35))
 
-_KEYS = ("category", "color", "pattern", "size", "detail")
 _TARGET_AREA = (0.01, 0.15)
 _TARGET_VISIBLE = 0.6
 _MOST_PER_TARGET = 3
@@ -46,7 +46,6 @@ _PLACED_KEYS = {
 _PLACE_ODDS = {"x": 4.0, "y": 2.0, "corner": 2.0, "rank": 1.0, "middle": 1.5}
 
 Program = list[dict[str, Any]]
-Keys = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -85,56 +84,8 @@ class KindBalance:
         self.located += phenomenon == "location"
 
 
-class _View:
-    """A scene laid out for quick tests: places and sizes as lists, sets of objects as bits of an int."""
-
-    def __init__(self, scene: Scene):
-        self.objects = scene.objects
-        self.x = [o.center[0] / scene.width for o in scene.objects]
-        self.y = [o.center[1] / scene.height for o in scene.objects]
-        self.log_area = [math.log(o.area) for o in scene.objects]
-        self.everything = (1 << len(scene.objects)) - 1
-        self._same = {
-            key: [
-                _bits(getattr(o, key) == getattr(thing, key) for o in scene.objects)
-                for thing in scene.objects
-            ]
-            for key in _KEYS
-        }
-        self._unique: dict[int, list[tuple[Keys, float]]] = {}
-
-    def sayable(self, index: int) -> Keys:
-        """The keys of an object that have a word: medium size and no detail have none."""
-        silent = {"medium", "none"}
-        return tuple(k for k in _KEYS if getattr(self.objects[index], k) not in silent)
-
-    def like(self, index: int, keys: Keys) -> int:
-        """The objects that agree with ``index`` on ``keys``, as bits."""
-        alike = self.everything
-        for key in keys:
-            alike &= self._same[key][index]
-        return alike
-
-    def unique_keys(self, index: int) -> list[tuple[Keys, float]]:
-        """Sets of at most three keys that single an object out, with odds: short ones, with a noun, lead."""
-        if index not in self._unique:
-            self._unique[index] = found = []
-            for length in (1, 2, 3):
-                for keys in combinations(self.sayable(index), length):
-                    if self.like(index, keys).bit_count() == 1:
-                        odds = (1.0, 3.0, 1.5)[length - 1] * (1.0 if "category" in keys else 0.4)
-                        if any(set(k) < set(keys) for k, _ in found):
-                            odds *= 0.3
-                        found.append((keys, odds))
-        return self._unique[index]
-
-
 def _filters(thing: SceneObject, keys: Keys) -> Program:
     return [{"op": "filter", "key": k, "value": getattr(thing, k)} for k in keys]
-
-
-def _bits(flags: Iterable[bool]) -> int:
-    return sum(1 << i for i, flag in enumerate(flags) if flag)
 
 
 def _pick(options: list[Any], odds: list[float], rng: np.random.Generator) -> Any:
@@ -142,19 +93,11 @@ def _pick(options: list[Any], odds: list[float], rng: np.random.Generator) -> An
     return options[bisect(heaps, rng.random() * heaps[-1], hi=len(heaps) - 1)]
 
 
-def _clear(scores: list[float], among: int, target: int, margin: float) -> int | None:
-    """The rank of the target's score among ``among`` (0 lowest), or None if another is within the margin."""
-    others = [s for i, s in enumerate(scores) if among >> i & 1 and i != target]
-    if not others or min(abs(s - scores[target]) for s in others) < margin:
-        return None
-    return sum(s < scores[target] for s in others)
-
-
-def _place_steps(view: _View, t: int, among: int) -> Iterator[tuple[dict[str, Any], float]]:
+def _place_steps(view: SceneView, t: int, among: int) -> Iterator[tuple[dict[str, Any], float]]:
     """Place operations that single the target out, with odds."""
     count = among.bit_count()
     for axis, values in (("x", view.x), ("y", view.y)):
-        rank = _clear(values, among, t, _MARGIN)
+        rank = rank_of(values, among, t, _MARGIN)
         if rank is None:
             continue
         for end, place in (("low", rank), ("high", count - 1 - rank)):
@@ -166,14 +109,14 @@ def _place_steps(view: _View, t: int, among: int) -> Iterator[tuple[dict[str, An
         sx, sy = (1 if e == "low" else -1 for e in ends)
         inside = max(sx * (view.x[t] - 0.5), sy * (view.y[t] - 0.5)) <= -_MARGIN / 2
         slope = [sx * x + sy * y for x, y in zip(view.x, view.y, strict=True)]
-        if inside and _clear(slope, among, t, _CORNER_MARGIN) == 0:
+        if inside and rank_of(slope, among, t, _CORNER_MARGIN) == 0:
             yield {"op": "corner", "x": ends[0], "y": ends[1]}, _PLACE_ODDS["corner"]
     away = [math.hypot(x - 0.5, y - 0.5) for x, y in zip(view.x, view.y, strict=True)]
-    if away[t] <= _MIDDLE_REACH and _clear(away, among, t, _MARGIN) == 0:
+    if away[t] <= _MIDDLE_REACH and rank_of(away, among, t, _MARGIN) == 0:
         yield {"op": "middle"}, _PLACE_ODDS["middle"]
 
 
-def _location(view: _View, t: int, rng: np.random.Generator) -> Expression | None:
+def _location(view: SceneView, t: int, rng: np.random.Generator) -> Expression | None:
     thing, options, odds = view.objects[t], [], []
     sayable = view.sayable(t)
     for keys, often in _PLACED_KEYS.items():
@@ -191,15 +134,16 @@ def _location(view: _View, t: int, rng: np.random.Generator) -> Expression | Non
     return Expression(sentence, [*_filters(thing, keys), step], thing.ann_id, "location")
 
 
-def _attribute(view: _View, t: int, rng: np.random.Generator, long: bool) -> Expression | None:
-    thing, options, odds = view.objects[t], [], []
+def _attribute(view: SceneView, t: int, rng: np.random.Generator, long: bool) -> Expression | None:
+    thing, odds = view.objects[t], []
+    options: list[tuple[Keys, str | None]] = []
     for keys, often in view.unique_keys(t):
         options.append((keys, None))
         # Long sentences say more than they must, as RefCOCOg's do.
         odds.append(often if not long else often * (1, 3, 20)[len(keys) - 1] * ("category" in keys))
     for keys in ((), ("category",), ("color",), ("category", "color"), ("category", "pattern")):
         among = view.like(t, keys)
-        rank = _clear(view.log_area, among, t, _AREA_STEP)
+        rank = rank_of(view.log_area, among, t, _AREA_STEP)
         if rank is not None and rank in (0, among.bit_count() - 1):
             options.append((keys, "low" if rank == 0 else "high"))
             odds.append((0.4, 1.2)["category" in keys] * (0.3 if long and len(keys) < 2 else 1.0))
@@ -214,19 +158,7 @@ def _attribute(view: _View, t: int, rng: np.random.Generator, long: bool) -> Exp
     return Expression(sentence, program, thing.ann_id, "attribute")
 
 
-def _holds(view: _View, thing: int, relation: str, anchor: int) -> bool | None:
-    """Whether a relation to the anchor holds: True, False, or None where one cannot say."""
-    dx, dy = view.x[anchor] - view.x[thing], view.y[anchor] - view.y[thing]
-    if relation == "near":
-        away = math.hypot(dx, dy)
-        return True if away <= _NEAR else None if away < _FAR else False
-    gap, aside = {"left": (dx, dy), "right": (-dx, dy), "above": (dy, dx), "below": (-dy, dx)}[relation]
-    if gap >= _MARGIN and abs(aside) <= 1.5 * gap:
-        return True
-    return None if gap > 0 and abs(aside) < 3 * gap else False
-
-
-def _relation(view: _View, t: int, rng: np.random.Generator) -> Expression | None:
+def _relation(view: SceneView, t: int, rng: np.random.Generator) -> Expression | None:
     thing = view.objects[t]
     # Every relation that surely holds of the target: (relation, anchor, who else might).
     held, places = [], range(len(view.objects))
@@ -235,12 +167,14 @@ def _relation(view: _View, t: int, rng: np.random.Generator) -> Expression | Non
         if names:
             keys = _pick([k for k, _ in names], [w for _, w in names], rng)
             for relation in RELATIONS:
-                if _holds(view, t, relation, anchor):
-                    others = (i != anchor and _holds(view, i, relation, anchor) is not False for i in places)
-                    held.append((relation, anchor, keys, _bits(others)))
-    options, odds = [], []
+                if view.holds(t, relation, anchor):
+                    others = (i != anchor and view.holds(i, relation, anchor) is not False for i in places)
+                    held.append((relation, anchor, keys, bits(others)))
+    options: list[tuple[Keys, tuple[Any, ...]]] = []
+    odds: list[float] = []
     sayable = [k for k in view.sayable(t) if k != "category"]
-    for keys in [("category", *extra) for n in (0, 1, 2) for extra in combinations(sayable, n)]:
+    for extra in chain.from_iterable(combinations(sayable, n) for n in (0, 1, 2)):
+        keys = ("category", *extra)
         among = view.like(t, keys)
         often = (3.0 if among.bit_count() > 1 else 0.5) * (0.6, 1.0, 0.8)[len(keys) - 1]
         for first in held:
@@ -261,11 +195,9 @@ def _relation(view: _View, t: int, rng: np.random.Generator) -> Expression | Non
         program.append({"op": "relate", "relation": relation, "anchor": _filters(at, anchor_keys)})
         clauses.append(f"{relation_phrase(relation, rng)} the {noun_phrase(at, anchor_keys, rng)}")
     noun = noun_phrase(thing, keys, rng)
-    link = rng.choice(
-        ["the {} that is {}", "the {} which is {}", "the {} {}", "the {} standing {}", "{an} {}"]
-    )
-    sentence = link.replace("{an}", an(noun)) if "{an}" in link else link
-    sentence = sentence.format(*([noun] if "{an}" not in link else []), " and ".join(clauses))
+    start = an(noun) if rng.random() < 0.2 else f"the {noun}"
+    link = rng.choice(["", " that is", " which is", " standing"])
+    sentence = f"{start}{link} {' and '.join(clauses)}"
     return Expression(sentence, program, thing.ann_id, "relation")
 
 
@@ -319,7 +251,7 @@ def make_expressions(
         return made
     order = rng.choice(targets, size=len(targets), replace=False, p=odds / odds.sum())
     spread = max(2, min(_MOST_PER_TARGET, -(-count // 2)))
-    view = _View(scene)
+    view = SceneView(scene)
     for index in order:
         share = min(int(rng.integers(1, spread + 1)) if len(targets) > 1 else count, _MOST_PER_TARGET)
         said: set[str] = set()
@@ -337,7 +269,7 @@ def make_expressions(
 
 
 def _make(
-    view: _View, t: int, dataset: str, balance: KindBalance, rng: np.random.Generator
+    view: SceneView, t: int, dataset: str, balance: KindBalance, rng: np.random.Generator
 ) -> Expression | None:
     if dataset == "synthrefg":
         first = _relation(view, t, rng) if rng.random() < 0.85 else None

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from harness.data.options import ReferData, ReferSet, SyntheticData, expand_root
 from harness.data.phenomena import PHENOMENA, tag_phenomenon
 from harness.data.refer import Annotation, ImageRecord, ReferDataset, read_refer, to_rle
-from harness.data.tables import HELD_OUT, Tables, check_leakage, load_tables, write_tables
+from harness.data.tables import Tables, check_leakage, is_held_out, load_tables, write_tables
 from harness.files import sha256_file
 
 __all__ = ["Tables", "check_leakage", "index_images", "load_tables", "prepare", "prepare_data"]
@@ -110,7 +110,7 @@ def prepare(
     expressions["phenomenon"] = expressions["sentence"].map(tag_phenomenon)
     expressions = expressions.sort_values(["dataset", "split", "sent_id"], kind="stable", ignore_index=True)
     frames = {"images": images, "annotations": annotations, "expressions": expressions}
-    leaks = check_leakage(Tables(**frames))
+    leaks = check_leakage(Tables(images, annotations, expressions))
     summary = {
         "image_root": image_root if image_root is not None else str(refer_root.resolve()),
         "datasets": _counts(expressions),
@@ -195,7 +195,7 @@ def _clean(
     expressions: pd.DataFrame, images: pd.DataFrame, read: list[tuple[ReferSet, ReferDataset]], mode: str
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Drop train rows on held-out images, if asked, and count them."""
-    held_ids = {ref.image_id for _, data in read for ref in data.refs if ref.split in HELD_OUT}
+    held_ids = {ref.image_id for _, data in read for ref in data.refs if is_held_out(ref.split)}
     bytes_of = images.set_index("image_id")["sha256"]
     held_bytes = set(bytes_of[bytes_of.index.isin(held_ids)])
     leaks = (expressions["split"] == "train") & (

@@ -9,31 +9,29 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from harness.data.checker import check, difficulty
 from harness.data.expressions import DATASETS, Expression, KindBalance, make_expressions
-from harness.data.glyphs import CATEGORIES, FAMILY_A, FAMILY_B
+from harness.data.glyphs import FAMILY_A, FAMILY_B
 from harness.data.options import ReferSet, SyntheticData
 from harness.data.prepare import prepare
+from harness.data.refer_writer import SPLIT_BY, ReferWriter, file_name, rle_counts, write_lines
 from harness.data.render import part_masks, render
 from harness.data.scenes import Scene, compose, named_generator
 from harness.data.tables import load_tables, write_tables
-from harness.files import atomic_path, write_json
+from harness.files import write_json
 
 __all__ = ["generate"]
 
-_SPLIT_BY = "synth"
 _MOST_ATTEMPTS = 200
 
 
@@ -76,80 +74,6 @@ class _Drawn:
     expressions: dict[str, list[Expression]]
 
 
-@dataclass
-class _Writer:
-    """Collects what a dataset's REFER files will hold."""
-
-    refs: list[dict[str, Any]] = field(default_factory=list)
-    images: dict[int, dict[str, Any]] = field(default_factory=dict)
-    annotations: dict[int, dict[str, Any]] = field(default_factory=dict)
-    programs: list[dict[str, Any]] = field(default_factory=list)
-    sentences: int = 0
-
-    def add_image(self, scene: Scene, masks: np.ndarray) -> None:
-        """List an image and all its objects."""
-        name = _file_name(scene.image_id)
-        self.images[scene.image_id] = {
-            "id": scene.image_id, "file_name": name, "width": scene.width, "height": scene.height
-        }  # fmt: skip
-        for thing, mask in zip(scene.objects, masks, strict=True):
-            self.annotations[thing.ann_id] = {
-                "id": thing.ann_id,
-                "image_id": scene.image_id,
-                "category_id": CATEGORIES.index(thing.category) + 1,
-                "bbox": [float(v) for v in thing.box],
-                "area": float(thing.area),
-                "iscrowd": 0,
-                "segmentation": {"size": [scene.height, scene.width], "counts": _counts(mask)},
-            }
-
-    def add_refs(self, scene: Scene, split: str, dataset: str, expressions: Iterable[Expression]) -> None:
-        """Add expressions, one ref a target."""
-        by_target: dict[int, list[Expression]] = {}
-        for expression in expressions:
-            by_target.setdefault(expression.target, []).append(expression)
-        for ann_id, group in by_target.items():
-            sentences = []
-            for expression in group:
-                self.sentences += 1
-                text = expression.sentence
-                sentences.append(
-                    {"sent_id": self.sentences, "sent": text, "raw": text, "tokens": text.split()}
-                )
-                line = {"dataset": dataset, "sent_id": self.sentences, "image_id": scene.image_id}
-                line |= {"ann_id": ann_id, "phenomenon": expression.phenomenon}
-                self.programs.append({**line, "sentence": text, "program": expression.program})
-            self.refs.append(
-                {
-                    "ref_id": len(self.refs) + 1,
-                    "ann_id": ann_id,
-                    "image_id": scene.image_id,
-                    "category_id": self.annotations[ann_id]["category_id"],
-                    "split": split,
-                    "file_name": f"{Path(_file_name(scene.image_id)).stem}_{ann_id}.png",
-                    "sent_ids": [s["sent_id"] for s in sentences],
-                    "sentences": sentences,
-                }
-            )
-
-    def write(self, folder: Path) -> None:
-        """Write ``refs(synth).p`` (protocol 2, as REFER's own) and ``instances.json``."""
-        with atomic_path(folder / f"refs({_SPLIT_BY}).p") as aside:
-            aside.write_bytes(pickle.dumps(self.refs, protocol=2))
-        categories = [
-            {"id": i, "name": name, "supercategory": "animate" if name in FAMILY_A else "thing"}
-            for i, name in enumerate(CATEGORIES, start=1)
-        ]
-        content = {
-            "info": {"description": "synthetic referring scenes"},
-            "images": list(self.images.values()),
-            "annotations": list(self.annotations.values()),
-            "categories": categories,
-        }
-        with atomic_path(folder / "instances.json") as aside:
-            aside.write_text(json.dumps(content))
-
-
 def generate(config: SyntheticData, out_dir: Path | str) -> dict[str, Any]:
     """Write the datasets (``refer/``), their prepared tables (``prepared/``) and the pool (``pool/``).
 
@@ -168,7 +92,7 @@ def generate(config: SyntheticData, out_dir: Path | str) -> dict[str, Any]:
     """
     out_dir = Path(out_dir)
     refer = out_dir / "refer"
-    writers = {name: _Writer() for name in DATASETS}
+    writers = {name: ReferWriter() for name in DATASETS}
     scenes: list[Scene] = []
     for split in _SPLITS:
         drawn_split = _draw_split(config, split)
@@ -184,10 +108,10 @@ def generate(config: SyntheticData, out_dir: Path | str) -> dict[str, Any]:
                 scenes += _leak(config, drawn, leaks[1], writers, refer)
     for name, writer in writers.items():
         writer.write(refer / name)
-    _write_lines(refer / "scenes.jsonl", (s.to_json() for s in scenes))
-    _write_lines(refer / "programs.jsonl", (p for w in writers.values() for p in w.programs))
+    write_lines(refer / "scenes.jsonl", (s.to_json() for s in scenes))
+    write_lines(refer / "programs.jsonl", (p for w in writers.values() for p in w.programs))
     sets = [
-        ReferSet(name=n, split_by=_SPLIT_BY, splits=tuple(s.name for s in _SPLITS if n in s.datasets))
+        ReferSet(name=n, split_by=SPLIT_BY, splits=tuple(s.name for s in _SPLITS if n in s.datasets))
         for n in DATASETS
     ]
     prepare(
@@ -246,7 +170,7 @@ def _draw(
 
 
 def _leak(
-    config: SyntheticData, drawn: _Drawn, number: int, writers: dict[str, _Writer], refer: Path
+    config: SyntheticData, drawn: _Drawn, number: int, writers: dict[str, ReferWriter], refer: Path
 ) -> list[Scene]:
     """Put a val image in train on purpose: odd ones under their own id, even ones as a renamed copy."""
     scene, added = drawn.scene, []
@@ -264,7 +188,7 @@ def _leak(
 
 
 def _write_pool(config: SyntheticData, folder: Path) -> None:
-    writer, scenes, parts = _Writer(), [], []
+    writer, scenes, parts = ReferWriter(), [], []
     for drawn in _draw_split(config, _POOL):
         scenes.append(drawn.scene)
         _save(drawn, folder / "images")
@@ -279,16 +203,16 @@ def _write_pool(config: SyntheticData, folder: Path) -> None:
                     "ann_id": drawn.scene.objects[index].ann_id,
                     "part": name,
                     "area": int(mask.sum()),
-                    "rle": _counts(mask),
+                    "rle": rle_counts(mask),
                     "height": mask.shape[0],
                     "width": mask.shape[1],
                 }
             )
     writer.write(folder / "refer" / "pool")
-    _write_lines(folder / "scenes.jsonl", (s.to_json() for s in scenes))
-    _write_lines(folder / "programs.jsonl", writer.programs)
+    write_lines(folder / "scenes.jsonl", (s.to_json() for s in scenes))
+    write_lines(folder / "programs.jsonl", writer.programs)
     check(writer.programs, {s.image_id: json.loads(json.dumps(s.to_json())) for s in scenes})
-    sets = [ReferSet(name="pool", split_by=_SPLIT_BY, splits=("pool",))]
+    sets = [ReferSet(name="pool", split_by=SPLIT_BY, splits=("pool",))]
     summary = prepare(
         folder / "refer", sets, folder, image_dir="../images", image_root="..", relative_to=folder.parent
     )
@@ -310,21 +234,7 @@ def _refuse_shared(out_dir: Path) -> None:
         raise ValueError(f"{out_dir}/pool shares {len(shared)} images with a split; choose another seed")
 
 
-def _file_name(image_id: int) -> str:
-    return f"scene_{image_id}.png"
-
-
-def _counts(mask: np.ndarray) -> str:
-    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")
-
-
 def _save(drawn: _Drawn, folder: Path) -> None:
     # Not atomic, for speed: the prepared summary is written last and marks a finished set.
     folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(drawn.pixels).save(folder / _file_name(drawn.scene.image_id))
-
-
-def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    with atomic_path(path) as aside, aside.open("w") as stream:
-        for line in lines:
-            stream.write(json.dumps(line) + "\n")
+    Image.fromarray(drawn.pixels).save(folder / file_name(drawn.scene.image_id))

@@ -18,7 +18,7 @@ __all__ = [
     "superlative_phrase",
 ]
 
-_WORDS = {
+_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "category": {
         "person": ("person", "figure"), "cat": ("cat", "kitty"), "bird": ("bird",), "fish": ("fish",),
         "bug": ("bug", "insect"), "cup": ("cup", "mug"), "plate": ("plate", "dish"), "box": ("box", "crate"),
