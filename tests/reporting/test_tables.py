@@ -15,8 +15,8 @@ from harness.reporting.tables import TABLE_FILES, tables_stage
 
 CONTRACT_SCORES = (
     "projector, variant, budget, dataset, split, protocol, giou, giou_low, giou_high, giou_sd, ciou, "
-    "ciou_low, ciou_high, p50, p60, p70, p80, p90, n_expressions, n_images, tokens_mean, tokens_p5, tokens_p95, "
-    "seed_count, status"
+    "ciou_low, ciou_high, p50, p60, p70, p80, p90, n_expressions, n_images, tokens_mean, tokens_p5, "
+    "tokens_p95, seed_count, status"
 ).split(", ")
 CONTRACT_EFFICIENCY = (
     "projector, variant, budget, stage, case, batch, median_ms, iqr_ms, flops, bound_ms, roofline_fraction, "

@@ -1,0 +1,45 @@
+"""What the charts share: rows, labels, axes, the line under a figure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from harness.reporting.context import ROW_KEY, ReportContext, row_label
+from harness.reporting.style import MUTED
+
+__all__ = ["WIDTH", "Row", "footer", "label_of", "percent_axis", "rows_of", "select"]
+
+WIDTH = 7.2  # inches, two columns of a paper
+Row = tuple[str, str, str]
+
+
+def rows_of(table: pd.DataFrame) -> list[Row]:
+    """The rows of the comparison in a table, in its order."""
+    keys = table.drop_duplicates(list(ROW_KEY))[list(ROW_KEY)]
+    return list(keys.itertuples(index=False, name=None))
+
+
+def select(table: pd.DataFrame, row: Row) -> pd.DataFrame:
+    """The lines of one row of the comparison."""
+    return table[(table[list(ROW_KEY)] == list(row)).all(axis=1)]
+
+
+def label_of(row: Row) -> str:
+    """A row's name in legends, with its budget."""
+    return row_label(*row, with_budget=True)
+
+
+def footer(figure: Figure, context: ReportContext, text: str) -> None:
+    """What the marks mean and what the data is, under the figure."""
+    data = "synthetic scenes" if context.data == "synthetic" else "photographs"
+    effort = "; effort: quick" if context.effort == "quick" else ""
+    figure.supxlabel(f"{text} Data: {data}{effort}.", fontsize=6.5, color=MUTED, x=0.01, ha="left")
+
+
+def percent_axis(axis: Any) -> None:
+    """Print fractions as percent."""
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f}"))

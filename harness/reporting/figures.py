@@ -1,0 +1,72 @@
+"""The figures stage: every chart is drawn from the tables and the training logs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from harness.files import read_json
+from harness.metrics import read_scores
+from harness.reporting.context import ROW_KEY, ReportContext, read_csv
+from harness.reporting.score_charts import per_split_bars, phenomena_bars, tokens_vs_giou, tokens_vs_objects
+from harness.reporting.style import house_style, looks, save
+from harness.reporting.tables import object_counts
+from harness.reporting.training_charts import loss_curves, run_row, stage_times
+
+__all__ = ["FIGURE_NAMES", "figures_stage"]
+
+FIGURE_NAMES = ("tokens_vs_giou", "per_split", "phenomena", "tokens_vs_objects", "loss_curves", "stage_times")
+
+
+def _image_tokens(scores: pd.DataFrame, objects: pd.Series) -> pd.DataFrame:
+    done = scores[scores["status"].eq("ok")]
+    out = (
+        done.groupby([*ROW_KEY, "image_id"], sort=True)["visual_tokens"].mean().rename("tokens").reset_index()
+    )
+    return out.assign(objects=out["image_id"].map(objects))
+
+
+def figures_stage(
+    tables_dir: Path | str,
+    score_paths: Sequence[Path | str],
+    log_paths: Sequence[Path | str],
+    prepared_dir: Path | str,
+    out_dir: Path | str,
+) -> list[Path]:
+    """Draw every chart of a study; what the workflow calls. Overlays of images are a stage of their own.
+
+    Args:
+        tables_dir: what :func:`harness.reporting.tables.tables_stage` wrote (with ``context.json``).
+        score_paths: ``scores/<run>.parquet`` of every run.
+        log_paths: ``runs/<run>/log.jsonl`` of every trained run.
+        prepared_dir: the folder with ``annotations.parquet``, for the objects of each image.
+        out_dir: ``results/<study>/figures``.
+
+    Returns:
+        The files written: ``tokens_vs_giou``, ``per_split``, ``phenomena``, ``tokens_vs_objects``,
+        ``loss_curves`` and ``stage_times``, each as PNG and PDF (with the protocol in the name where
+        a study has several).
+    """
+    tables = Path(tables_dir)
+    context = ReportContext.checked(read_json(tables / "context.json"))
+    overall, scores, phenomena, tokens, efficiency = (
+        read_csv(tables / f"{name}.csv")
+        for name in ("overall", "scores", "phenomena", "tokens", "efficiency")
+    )
+    look = looks([*overall["projector"], *(run_row(p)[0] for p in log_paths)])
+    written: list[Path] = []
+    with house_style():
+        protocols = list(dict.fromkeys(overall["protocol"]))
+        for protocol in protocols:
+            end = f"_{protocol}" if len(protocols) > 1 else ""
+            parts = [t[t["protocol"].eq(protocol)] for t in (overall, scores, phenomena)]
+            written += save(tokens_vs_giou(parts[0], look, context), out_dir, f"tokens_vs_giou{end}")
+            written += save(per_split_bars(parts[1], look, context), out_dir, f"per_split{end}")
+            written += save(phenomena_bars(parts[2], look, context), out_dir, f"phenomena{end}")
+        images = _image_tokens(read_scores(score_paths), object_counts(prepared_dir))
+        written += save(tokens_vs_objects(images, tokens, look, context), out_dir, "tokens_vs_objects")
+        written += save(loss_curves(log_paths, look, context), out_dir, "loss_curves")
+        written += save(stage_times(efficiency, context), out_dir, "stage_times")
+    return written
