@@ -39,18 +39,17 @@ def sincos_2d(points: Tensor, width: int, cycles: float = 32.0) -> Tensor:
         cycles: of the finest wave over the image.
 
     Returns:
-        ``[m, width]``.
+        ``[m, width]`` float32: half precision cannot tell neighbouring cells' phases apart.
     """
     steps = torch.linspace(0, 1, width // 4, device=points.device, dtype=torch.float32)
     frequencies = math.pi * (2 * cycles) ** steps
     angles = (points.float()[:, :, None] * frequencies).flatten(1)
-    return torch.cat([angles.sin(), angles.cos()], dim=1).to(points.dtype)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def cell_centres(grid: tuple[int, int], like: Tensor) -> Tensor:
-    """``[n, 2]`` x, y in 0..1 of the centres of the grid's cells, in raster order."""
-    y = (torch.arange(grid[0], device=like.device, dtype=like.dtype) + 0.5) / grid[0]
-    x = (torch.arange(grid[1], device=like.device, dtype=like.dtype) + 0.5) / grid[1]
+def cell_centres(grid: tuple[int, int], device: torch.device) -> Tensor:
+    """``[n, 2]`` float32 x, y in 0..1 of the centres of the grid's cells, in raster order."""
+    y, x = ((torch.arange(side, device=device) + 0.5) / side for side in grid)
     return torch.stack([x.repeat(grid[0]), y.repeat_interleave(grid[1])], dim=1)
 
 
@@ -136,7 +135,8 @@ class CrossAttentionEncoder(ShapeEncoder):
     def forward(self, superpixels: Superpixels, grid: tuple[int, int]) -> Tensor:
         """``[S, queries * width]`` for ``S`` superpixels on ``grid``."""
         occupancy = superpixels.occupancy.to(self.queries.dtype)
-        position = self.norm(self.embed(sincos_2d(cell_centres(grid, self.queries), self.embed.in_features)))
+        waves = sincos_2d(cell_centres(grid, occupancy.device), self.embed.in_features)
+        position = self.norm(self.embed(waves.to(occupancy.dtype)))
         share = binary_cells(occupancy).to(occupancy.dtype) if self.reading == "grid" else occupancy
         lowest = torch.finfo(occupancy.dtype).min
         bias = share.log().clamp(min=lowest)
@@ -185,8 +185,8 @@ class CentroidEncoder(ShapeEncoder):
 
     def forward(self, superpixels: Superpixels, grid: tuple[int, int]) -> Tensor:
         """``[S, width]``, no parameters."""
-        occupancy = superpixels.occupancy
-        centres = occupancy @ cell_centres(grid, occupancy) / occupancy.sum(dim=1, keepdim=True)
+        occupancy = superpixels.occupancy.float()
+        centres = occupancy @ cell_centres(grid, occupancy.device) / occupancy.sum(dim=1, keepdim=True)
         return sincos_2d(centres, self.output_width)
 
 

@@ -185,8 +185,7 @@ class SamSuperpixels(SuperpixelSource):
             score = score + selection.level_values(found.levels[part], settings.stability_score_bias)
             mask = logits > cut
             keep = torch.nonzero(
-                (score >= settings.stability_score_thresh)
-                & (logits.flatten(1).amax(dim=1) > cut)
+                (score >= settings.stability_score_thresh) & (logits.flatten(1).amax(dim=1) > cut)
             ).flatten()
             masks.append(mask[keep])
             indices.append(keep + start)

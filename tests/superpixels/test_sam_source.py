@@ -3,6 +3,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from segment_anything import SamAutomaticMaskGenerator
+
 from svp.superpixels.prompting import exact_candidates, official_candidates
 from svp.superpixels.sam import SamSuperpixels
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from segment_anything.utils.amg import batched_mask_to_box
+
 from svp.superpixels.presets import PRESETS
 from svp.superpixels.selection import (
     mask_boxes,

@@ -1,9 +1,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-from harness.superpixels import SuperpixelMasks, find_sources, load_source, read_rgb
 from PIL import Image
 from pycocotools import mask as coco_mask
+
+from harness.superpixels import SuperpixelMasks, find_sources, load_source, read_rgb
 from svp.superpixels.felzenszwalb import Felzenszwalb
 from svp.superpixels.grid import Grid
 from svp.superpixels.instances import Instances

@@ -5,10 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from harness.superpixel_store import SuperpixelStore, mask_geometry
-from harness.superpixels import SuperpixelConfig, SuperpixelMasks, SuperpixelSource, write_superpixels
 from PIL import Image
 from torch.nn import functional as F
+
+from harness.superpixel_store import SuperpixelStore, mask_geometry
+from harness.superpixels import SuperpixelConfig, SuperpixelMasks, SuperpixelSource, write_superpixels
 
 GRID = (3, 4)
 
