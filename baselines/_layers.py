@@ -66,6 +66,8 @@ def token_count(name: str, budget: int | None, *, default: int, most: int, least
     Raises:
         ValueError: ``budget`` lies outside ``least..most``; the message names the nearest inside.
     """
+    if most < least:
+        raise ValueError(f"{name} needs {least} patches at least, the grid has {most}")
     if budget is None:
         return min(max(default, least), most)
     if not least <= budget <= most:

@@ -53,10 +53,11 @@ class ClusterEncoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, apart: Tensor | None = None) -> Tensor:
-        """``[k, w]`` to the same; rows that ``apart`` (``[k, k]``, true) separates do not see each other."""
+        """``[b, k, w]`` to the same; rows that ``apart`` (``[b, k, k]``) separates do not see each other."""
         for layer in self.layers:
-            y = self.attention_norm(x)[None]
-            x = x + self.dropout(layer(y, y, y, attn_mask=apart, need_weights=False)[0][0])
+            mask = None if apart is None else apart.repeat_interleave(layer.num_heads, 0)
+            y = self.attention_norm(x)
+            x = x + self.dropout(layer(y, y, y, attn_mask=mask, need_weights=False)[0])
         y = self.dropout(F.gelu(self.hidden(self.mlp_norm(x))))
         return x + self.dropout(self.output(y))
 
@@ -109,11 +110,13 @@ class SeTok(Baseline):
         # The release takes 64 of 576 patches as neighbours and as the fallback.
         ninth = -(-patches // 9)
         table = sincos_table(image.grid, image.patches.shape[-1]).to(image.patches.device)
+        x = image.patches.float() + table
+        labels = torch.stack([cluster(one, ninth, self.config.threshold, ninth, count) for one in x.detach()])
+        encoded = self.within(x.to(image.patches.dtype), labels[:, None] != labels[..., None])
         tokens = []
-        for x in image.patches.float() + table:
-            labels = cluster(x.detach(), ninth, self.config.threshold, ninth, count)
-            encoded = self.within(x.to(image.patches.dtype), labels != labels[:, None])
-            member = F.one_hot(labels).to(encoded.dtype).T
-            tokens.append(self.between(member @ encoded / member.sum(-1, keepdim=True)))
+        for patch_tokens, own in zip(encoded, labels, strict=True):
+            member = F.one_hot(own).to(encoded.dtype).T
+            means = member @ patch_tokens / member.sum(-1, keepdim=True)
+            tokens.append(self.between(means[None])[0])
         merged = VisualTokens.ragged(tokens)
         return VisualTokens(self.output(merged.embeddings), merged.lengths)

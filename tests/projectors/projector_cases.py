@@ -1,0 +1,92 @@
+"""Random image features with everything a projector may need, from a fixed generator."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from harness.projector import ImageFeatures, Superpixels
+
+WIDTH, LANGUAGE, GRID, LEVELS = 32, 24, (12, 12), 4
+
+
+def make_superpixels(count_by_image: list[int], patches: int, generator: torch.Generator) -> Superpixels:
+    total = sum(count_by_image)
+    occupancy = torch.rand(total, patches, generator=generator)
+    occupancy = occupancy * (torch.rand(total, patches, generator=generator) < 0.2)
+    # No mask is empty: each has one patch at least.
+    owned = torch.randint(patches, (total, 1), generator=generator)
+    occupancy = occupancy.scatter(1, owned, 1.0)
+    corners = torch.rand(total, 2, 2, generator=generator).sort(1).values
+    return Superpixels(
+        occupancy=occupancy,
+        weights=occupancy / occupancy.sum(1, keepdim=True),
+        boxes=corners.flatten(1),
+        areas=occupancy.mean(1),
+        lengths=torch.tensor(count_by_image),
+    )
+
+
+def make_features(
+    grid=GRID, width=WIDTH, counts=(1, 40, 5), seed=0, levels=LEVELS, needs=None
+) -> ImageFeatures:
+    """A batch of ``len(counts)`` images, image ``i`` with ``counts[i]`` superpixels.
+
+    ``needs`` keeps only what a projector declares, so that reading anything else fails.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    b, n = len(counts), grid[0] * grid[1]
+
+    def noise(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    image = ImageFeatures(
+        patches=noise(b, n, width),
+        grid=grid,
+        levels=tuple(noise(b, n, width) for _ in range(levels)),
+        # Heavy-tailed, as a class token's attention is: a few outliers in each image.
+        cls_attention=(2 * noise(b, n)).softmax(-1) * 4,
+        keys=noise(b, n, width),
+        superpixels=make_superpixels(list(counts), n, generator),
+    )
+    if needs is None:
+        return image
+    absent = {"cls_attention", "keys", "superpixels"} - set(needs)
+    image = replace(image, **dict.fromkeys(absent))
+    return image if "levels" in needs else replace(image, levels=())
+
+
+def one_image(image: ImageFeatures, index: int) -> ImageFeatures:
+    """The batch that holds image ``index`` alone."""
+    superpixels = image.superpixels
+    if superpixels is not None:
+        rows = superpixels.image_index == index
+        superpixels = Superpixels(
+            superpixels.occupancy[rows],
+            superpixels.weights[rows],
+            superpixels.boxes[rows],
+            superpixels.areas[rows],
+            superpixels.lengths[index : index + 1],
+        )
+    pick = slice(index, index + 1)
+    return replace(
+        image,
+        patches=image.patches[pick],
+        levels=tuple(level[pick] for level in image.levels),
+        cls_attention=None if image.cls_attention is None else image.cls_attention[pick],
+        keys=None if image.keys is None else image.keys[pick],
+        superpixels=superpixels,
+    )
+
+
+def in_dtype(image: ImageFeatures, dtype: torch.dtype) -> ImageFeatures:
+    """The same features in ``dtype``."""
+    return replace(
+        image,
+        patches=image.patches.to(dtype),
+        levels=tuple(level.to(dtype) for level in image.levels),
+        cls_attention=None if image.cls_attention is None else image.cls_attention.to(dtype),
+        keys=None if image.keys is None else image.keys.to(dtype),
+        superpixels=None if image.superpixels is None else image.superpixels.to("cpu", dtype),
+    )
