@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.config import RunConfig
-from harness.data.prepare import load_tables
+from harness.data.tables import load_tables
 from harness.discovery import load_projector
 from harness.features import FeatureArray
 from harness.models.language import Template, load_language

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from harness.config import RunConfig
-from harness.data.prepare import load_tables
+from harness.data.tables import load_tables
 from harness.files import atomic_path, read_json, write_json
 from harness.images import read_rgb
 from harness.models.sam import load_sam, sam_input
@@ -89,7 +89,7 @@ def feature_stage(
             return value
 
     ids = images["image_id"].tolist()
-    paths = [tables.image_path(p) for p in images["path"]]
+    paths = [tables.image_path(i) for i in ids]
     with atomic_path(out_dir / "data.npy") as aside:
         array = None
         for start in tqdm(range(0, len(ids), batch), desc=f"features {item}", unit="batch", mininterval=5):

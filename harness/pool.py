@@ -27,8 +27,8 @@ class Pool:
         self.folder = folder
         self.images = pd.read_parquet(folder / "images.parquet").sort_values("image_id", ignore_index=True)
         annotations = pd.read_parquet(folder / "annotations.parquet")
-        self.annotations = {k: g for k, g in annotations.groupby("image_id")}
-        self.parts = {k: g for k, g in pd.read_parquet(folder / "parts.parquet").groupby("image_id")}
+        self.annotations = dict(iter(annotations.groupby("image_id")))
+        self.parts = dict(iter(pd.read_parquet(folder / "parts.parquet").groupby("image_id")))
         self.expressions = pd.read_parquet(folder / "expressions.parquet")
         self.classes = {a: sorted(annotations[a].unique()) for a in _ATTRIBUTES}
 

@@ -29,11 +29,11 @@ from transformers import (
 )
 
 from harness.config import PretrainConfig, RunConfig
-from harness.pool import Pool
 from harness.files import write_json
 from harness.models.losses import bce_loss, dice_loss
 from harness.models.sam import TinySamSize, build_tiny_sam, decode_masks, sam_input, save_tiny_sam
 from harness.models.vision import VisionEncoder
+from harness.pool import Pool
 from harness.seeds import forked_rng, numpy_generator
 
 __all__ = ["pretrain"]
@@ -81,7 +81,7 @@ def _optimise(
         optimizer.step()
         schedule.step()
         history.append({"loss": loss.item(), **values})
-        bar.set_postfix({k: f"{v:.3f}" for k, v in history[-1].items()})
+        bar.set_postfix({k: f"{v:.3f}" for k, v in history[-1].items()}, refresh=False)
     tail = history[-max(1, steps // 10) :]
     return {key: round(float(np.mean([h[key] for h in tail])), 4) for key in tail[0]}
 
@@ -206,7 +206,7 @@ def _language(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path)
 
 # --- SAM ---------------------------------------------------------------------------------------------
 
-_POINTS = 5
+_POINTS = 4
 
 
 def _sam(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path) -> dict[str, float]:
@@ -238,16 +238,14 @@ def _sam(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path) -> d
         embeddings = sam.image_encoder(pixels[rows]).repeat_interleave(_POINTS, 0)
         ones = torch.ones(len(coordinates), 1)
         sparse, _dense = sam.prompt_encoder(points=(coordinates, ones), boxes=None, masks=None)
-        three, quality3 = decode_masks(sam, embeddings, sparse, multimask=True)
-        single, quality1 = decode_masks(sam, embeddings, sparse, multimask=False)
-        logits, quality = torch.cat([single, three], 1), torch.cat([quality1, quality3], 1)
-        full = F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=False).flatten(0, 1)
-        wanted = torch.cat([target[:, 2:], target], 1).flatten(0, 1)
+        logits, quality = decode_masks(sam, embeddings, sparse, outputs="all")
+        # The decoder's own resolution: soft targets there cost a quarter of the full image's pixels.
+        wanted = F.adaptive_avg_pool2d(target, logits.shape[-2:])[:, [2, 0, 1, 2]].flatten(0, 1)
+        logits = logits.flatten(0, 1)
         with torch.no_grad():
-            guess = full > 0
-            overlap = (guess & (wanted > 0.5)).flatten(1).sum(1)
-            iou = overlap / (guess | (wanted > 0.5)).flatten(1).sum(1).clamp(min=1)
-        loss = 4 * bce_loss(full, wanted) + dice_loss(full, wanted) + F.mse_loss(quality.flatten(), iou)
+            guess, truth = logits > 0, wanted > 0.5
+            iou = (guess & truth).flatten(1).sum(1) / (guess | truth).flatten(1).sum(1).clamp(min=1)
+        loss = 4 * bce_loss(logits, wanted) + dice_loss(logits, wanted) + F.mse_loss(quality.flatten(), iou)
         return loss, {"iou": iou.mean().item()}
 
     summary = _optimise(

@@ -1,4 +1,4 @@
-"""Seeds derived from names, so that data order is the same across projectors and differs across repetitions."""
+"""Seeds derived from names: the same data order for every projector, another for every repetition."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
         if done % config.log_every == 0 or done == steps:
             rate = optimizer.param_groups[0]["lr"]
             log.write({"step": done, **_rounded(parts), "lr": rate, "grad_norm": round(float(norm), 5)})
-            bar.set_postfix(loss=f"{parts['loss']:.3f}")
+            bar.set_postfix(loss=f"{parts['loss']:.3f}", refresh=False)
         if done % config.checkpoint_every == 0 and done < steps:
             checkpoint.save(model, optimizer, names, done)
     save_tensors(run_dir / f"stage{stage}.safetensors", model.trained_state())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -130,7 +131,11 @@ def sam_input(image: np.ndarray, sam: Sam) -> Tensor:
 
 
 def decode_masks(
-    sam: Sam, image_embeddings: Tensor, prompts: Tensor, *, multimask: bool = False
+    sam: Sam,
+    image_embeddings: Tensor,
+    prompts: Tensor,
+    *,
+    outputs: Literal["single", "three", "all"] = "single",
 ) -> tuple[Tensor, Tensor]:
     """Run SAM's own mask decoder on prompts of different images in one batch.
 
@@ -141,19 +146,20 @@ def decode_masks(
         sam: supplies the decoder and the prompt encoder's position and no-mask embeddings.
         image_embeddings: ``[m, C, h, w]``, one an expression.
         prompts: ``[m, t, C]`` sparse prompt embeddings.
-        multimask: three masks a prompt in place of one.
+        outputs: the single mask, the three of an ambiguous prompt, or all four in that order.
 
     Returns:
-        logits ``[m, 1 or 3, 4h, 4w]`` and predicted IoU ``[m, 1 or 3]``.
+        logits ``[m, 1, 3 or 4, 4h, 4w]`` and predicted IoU ``[m, 1, 3 or 4]``.
     """
     no_mask = sam.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-    return sam.mask_decoder(
+    logits, quality = sam.mask_decoder.predict_masks(
         image_embeddings=torch.zeros_like(image_embeddings[:1]),
         image_pe=sam.prompt_encoder.get_dense_pe().to(image_embeddings.dtype),
         sparse_prompt_embeddings=prompts,
         dense_prompt_embeddings=image_embeddings + no_mask,
-        multimask_output=multimask,
     )
+    chosen = {"single": slice(0, 1), "three": slice(1, None), "all": slice(None)}[outputs]
+    return logits[:, chosen], quality[:, chosen]
 
 
 def upscale_logits(

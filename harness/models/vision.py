@@ -39,7 +39,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         if model.config.patch_size != config.patch_size:
             raise ValueError(
-                f"vision: the model's patch size is {model.config.patch_size}, not the config's {config.patch_size}"
+                f"vision: the model's patch size is {model.config.patch_size}, the config's {config.patch_size}"
             )
         self.model = model.eval().requires_grad_(False)
         self.options = config

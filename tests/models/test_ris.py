@@ -152,7 +152,7 @@ def test_batched_mask_decoding_equals_the_official_decoder(model):
     prompts = torch.randn(3, 2, 16, generator=torch.Generator().manual_seed(3))
     decoder, encoder = model.sam.mask_decoder, model.sam.prompt_encoder
     with torch.no_grad():
-        ours, quality = decode_masks(model.sam, sam, prompts, multimask=True)
+        ours, quality = decode_masks(model.sam, sam, prompts, outputs="three")
         for i in range(3):
             dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, 4, 4)
             masks, iou = decoder(

@@ -1,0 +1,302 @@
+"""Timings of every row of a study in one job, stage by stage, beside the analytic bound.
+
+What is timed: each stage of one batch of images with all their expressions, after warm-up, with the
+device synchronised at both ends. The rows take turns round by round, so that a machine that drifts
+drifts for all of them. What is not timed: reading files, building models, moving features.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from harness.assembly import RunData, build_model, load_stage, model_source
+from harness.config import RunConfig
+from harness.files import write_json
+from harness.images import read_rgb
+from harness.models.ris import RISModel
+from harness.models.sam import load_sam, sam_input
+from harness.models.vision import load_vision
+from harness.plan import Plan
+from harness.prediction import evaluated
+from harness.superpixel_stage import build_source
+from harness.training import training_step
+
+__all__ = ["efficiency_stage"]
+
+_BATCHES = (1, 8)
+_ROUNDS = 9
+# Stages that happen once an image whatever the projector, and those that hang on it.
+_SHARED = ("vision", "sam_encode")
+_OWN = ("project", "prefill", "mask")
+
+
+@dataclass
+class _Row:
+    run: RunConfig
+    data: RunData
+    model: RISModel
+    groups: dict[int, list[pd.DataFrame]]
+    samples: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+    flops: dict[tuple[str, int], float] = field(default_factory=dict)
+    peak: dict[tuple[str, int], int] = field(default_factory=dict)
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _milliseconds(work: Callable[[], object]) -> float:
+    _synchronise()
+    start = time.perf_counter()
+    work()
+    _synchronise()
+    return 1000 * (time.perf_counter() - start)
+
+
+def _flops(work: Callable[[], object]) -> float:
+    # Fused attention kernels count as zero; the plain one is counted and does the same arithmetic.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def _own_stages(row: _Row, batch: int) -> dict[str, Callable[[], object]]:
+    """The timed calls of a row; each stage's input is computed beforehand."""
+    model, data, groups = row.model, row.data, row.groups[batch]
+    device = next(model.parameters()).device
+    ids = [int(g["image_id"].iloc[0]) for g in groups]
+    texts = [g["sentence"].tolist() for g in groups]
+    features, sam = data.features(ids, device), data.sam_embeddings(ids, device)
+    visual = model.visual_tokens(features)
+    packed = model.pack(visual, texts)
+    prompts = model.seg_prompts(model.hidden(packed), packed)
+    per_expression = sam[packed.image_index]
+    return {
+        "project": lambda: model.visual_tokens(features),
+        "prefill": lambda: model.seg_prompts(model.hidden(model.pack(visual, texts)), packed),
+        "mask": lambda: model.mask_logits(prompts, per_expression),
+    }
+
+
+def _train_step(row: _Row) -> Callable[[], object]:
+    step_groups = row.groups[-1]
+
+    def work() -> None:
+        row.model.zero_grad(set_to_none=True)
+        training_step(row.model, row.data, step_groups, row.run, 2, 0)
+
+    return work
+
+
+def _groups(expressions: pd.DataFrame, run: RunConfig) -> dict[int, list[pd.DataFrame]]:
+    """Images with all their expressions at each batch size; ``-1`` is a training step's batch."""
+    rows = evaluated(expressions, run.splits)
+    first = rows[(rows["dataset"] == rows["dataset"].iloc[0]) & (rows["split"] == rows["split"].iloc[0])]
+    groups = [g for _, g in first.groupby("image_id", sort=True)]
+    config = run.training
+    step = [g.head(config.expressions_per_image) for g in groups[: config.images_per_step]]
+    return {**{b: groups[:b] for b in _BATCHES if b <= len(groups)}, -1: step}
+
+
+def _measure_own(rows: list[_Row]) -> None:
+    for batch in [*rows[0].groups]:
+        calls: list[dict[str, Callable[[], object]]] = []
+        for row in rows:
+            if batch == -1:
+                row.model.set_stage(2)
+                row.model.train()
+                calls.append({"train_step": _train_step(row)})
+            else:
+                row.model.eval()
+                with torch.no_grad():
+                    calls.append(_own_stages(row, batch))
+        with torch.set_grad_enabled(batch == -1):
+            for row, call in zip(rows, calls, strict=True):
+                for stage, work in call.items():
+                    work()
+                    if torch.cuda.is_available():
+                        torch.cuda.reset_peak_memory_stats()
+                    row.flops[stage, batch] = _flops(work)
+                    if torch.cuda.is_available():
+                        row.peak[stage, batch] = torch.cuda.max_memory_allocated()
+            for _ in tqdm(range(_ROUNDS), desc=f"time batch {batch}", mininterval=5):
+                for row, call in zip(rows, calls, strict=True):
+                    for stage, work in call.items():
+                        row.samples.setdefault((stage, batch), []).append(_milliseconds(work))
+
+
+@torch.no_grad()
+def _measure_encoders(plan: Plan, row: _Row) -> None:
+    """Vision encoder, SAM encoder and superpixels from photographs, for one row."""
+    run, data = row.run, row.data
+    device = next(row.model.parameters()).device
+    vision = load_vision(run.models.vision, model_source(plan, run, "vision")).to(device)
+    sam = load_sam(model_source(plan, run, "sam"), run.models.sam.kind, run.models.sam.sha256).to(device)
+    source = build_source(plan, run, data.tables) if run.superpixels is not None else None
+    for batch, groups in row.groups.items():
+        if batch == -1:
+            continue
+        ids = [int(g["image_id"].iloc[0]) for g in groups]
+        arrays = [read_rgb(data.tables.image_path(i)) for i in ids]
+        pixels = torch.stack([vision.preprocess(a) for a in arrays]).to(device)
+        squares = torch.stack([sam_input(a, sam) for a in arrays])
+        embeddings = sam.image_encoder(squares)
+        works: dict[str, Callable[[], object]] = {
+            "vision": lambda pixels=pixels: vision(pixels),
+            "sam_encode": lambda squares=squares: sam.image_encoder(squares),
+        }
+        if source is not None:
+            works["superpixels"] = lambda ids=ids, arrays=arrays, embeddings=embeddings: [
+                source.generate(a, image_id=i, sam_embedding=e.cpu())
+                for i, a, e in zip(ids, arrays, embeddings, strict=True)
+            ]
+        for stage, work in works.items():
+            work()
+            if stage != "superpixels":
+                row.flops[stage, batch] = _flops(work)
+            rounds = _ROUNDS if stage != "superpixels" else 3
+            row.samples[stage, batch] = [_milliseconds(work) for _ in range(rounds)]
+
+
+def _peak_rate(dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
+    """FLOP/s of a large matrix product and bytes/s of a large copy, measured here and now."""
+    size = 768 if device.type == "cpu" else 8192
+    a = torch.randn(size, size, dtype=dtype, device=device)
+    product = min(_milliseconds(lambda: a @ a) for _ in range(5))
+    big = torch.zeros(16_000_000 if device.type == "cpu" else 500_000_000, dtype=torch.uint8, device=device)
+    copied = min(_milliseconds(big.clone) for _ in range(5))
+    return 2 * size**3 / product * 1e3, 2 * big.numel() / copied * 1e3
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+
+
+def efficiency_stage(plan: Plan, out_path: Path) -> None:
+    """Measure every trained row of the study (its first seed) and write one JSON file.
+
+    Times are relative to the row of ``reference_row``. ``cold`` counts everything from the photograph on,
+    superpixels included; ``cached`` starts from stored features and superpixels, as training does and as
+    a study of many expressions an image nearly does.
+    """
+    first_seed = plan.study.seeds[0]
+    runs = [r for r in plan.trained if r.seed == first_seed]
+    torch.set_num_threads(runs[0].training.torch_threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = []
+    for run in runs:
+        data = RunData(plan, run)
+        model = build_model(plan, run, data).to(device)
+        load_stage(model, plan.run_dir(run.id) / "stage2.safetensors")
+        rows.append(_Row(run, data, model, _groups(data.expressions, run)))
+    # Whatever is common to rows is measured once and written for each of them.
+    measured: dict[str, _Row] = {}
+    for row in tqdm(rows, desc="time encoders and superpixels", mininterval=5):
+        key = f"{plan.feature_key(row.run, 'patches')}/{plan.superpixel_key(row.run)}"
+        if key in measured:
+            for name in ("samples", "flops"):
+                getattr(row, name).update(getattr(measured[key], name))
+        else:
+            _measure_encoders(plan, row)
+            measured[key] = _Row(row.run, row.data, row.model, {}, dict(row.samples), dict(row.flops))
+    _measure_own(rows)
+    dtype = getattr(torch, runs[0].training.dtype)
+    rates = _peak_rate(dtype, device)
+    timings, parameters, relative = [], [], []
+    for row in rows:
+        name = _name(row.run)
+        timings += _timing_rows(row, rates, device)
+        learned = sum(p.numel() for p in row.model.projector.parameters())
+        parameters.append({**name, "parameters": learned})
+    reference = next((r for r in rows if r.run.projector == plan.study.reference_row), None)
+    for row in rows:
+        values: dict[str, float | None] = {"speedup_infer": None, "speedup_train": None}
+        if reference is not None:
+            values["speedup_infer"] = _total(reference, "cold", 1) / _total(row, "cold", 1)
+            values["speedup_train"] = _median(reference, "train_step", -1) / _median(row, "train_step", -1)
+        relative.append({**_name(row.run), **{k: _round(v) for k, v in values.items()}})
+    write_json(out_path, {"rows": timings, "parameters": parameters, "relative": relative})
+
+
+def _name(run: RunConfig) -> dict[str, str]:
+    return {
+        "projector": run.projector,
+        "variant": run.variant,
+        "budget": str(run.budget) if run.budget else "auto",
+    }
+
+
+def _median(row: _Row, stage: str, batch: int) -> float:
+    return float(np.median(row.samples[stage, batch]))
+
+
+def _stages(row: _Row, case: str) -> list[str]:
+    cold = [*_SHARED, *(["superpixels"] if row.run.superpixels is not None else [])]
+    return [*(cold if case == "cold" else []), *_OWN]
+
+
+def _total(row: _Row, case: str, batch: int) -> float:
+    return sum(_median(row, stage, batch) for stage in _stages(row, case))
+
+
+def _round(value: float | None, digits: int = 4) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _timing_rows(row: _Row, rates: tuple[float, float], device: torch.device) -> list[dict[str, Any]]:
+    common = {
+        **_name(row.run),
+        "device": _device_name(device),
+        "dtype": row.run.training.dtype,
+        "attention": row.run.models.language.attention,
+    }
+    weight_bytes = {
+        "prefill": sum(p.numel() * p.element_size() for p in row.model.language.get_decoder().parameters()),
+        "project": sum(p.numel() * p.element_size() for p in row.model.projector.parameters()),
+    }
+    out: list[dict[str, Any]] = []
+    for (stage, batch), samples in sorted(row.samples.items()):
+        median = float(np.median(samples))
+        flops = row.flops.get((stage, batch))
+        bound = None
+        if flops is not None:
+            bound = 1e3 * max(flops / rates[0], weight_bytes.get(stage, 0) / rates[1])
+        out.append(
+            {
+                **common,
+                "stage": stage,
+                "case": "train" if stage == "train_step" else "cold" if stage not in _OWN else "cached",
+                "batch": len(row.groups[batch]),
+                "median_ms": _round(median),
+                "iqr_ms": _round(float(np.subtract(*np.percentile(samples, [75, 25])))),
+                "flops": flops,
+                "bound_ms": _round(bound),
+                "roofline_fraction": _round(bound / median if bound is not None else None),
+                "peak_bytes": row.peak.get((stage, batch)),
+            }
+        )
+    empty = dict.fromkeys(("iqr_ms", "flops", "bound_ms", "roofline_fraction", "peak_bytes"))
+    for batch in sorted(b for b in row.groups if b != -1):
+        for case in ("cold", "cached"):
+            total = {
+                "stage": "total",
+                "case": case,
+                "batch": batch,
+                "median_ms": _round(_total(row, case, batch)),
+            }
+            out.append({**common, **empty, **total})
+    return out
