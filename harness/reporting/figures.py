@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +12,7 @@ from harness.metrics import read_scores
 from harness.reporting.context import ROW_KEY, ReportContext, read_csv
 from harness.reporting.score_charts import per_split_bars, phenomena_bars, tokens_vs_giou, tokens_vs_objects
 from harness.reporting.style import house_style, looks, save
-from harness.reporting.tables import object_counts
+from harness.reporting.tables import object_counts, prepared_of
 from harness.reporting.training_charts import loss_curves, run_row, stage_times
 
 __all__ = ["FIGURE_NAMES", "figures_stage"]
@@ -20,19 +20,28 @@ __all__ = ["FIGURE_NAMES", "figures_stage"]
 FIGURE_NAMES = ("tokens_vs_giou", "per_split", "phenomena", "tokens_vs_objects", "loss_curves", "stage_times")
 
 
-def _image_tokens(scores: pd.DataFrame, objects: pd.Series) -> pd.DataFrame:
-    done = scores[scores["status"].eq("ok")]
-    out = (
-        done.groupby([*ROW_KEY, "image_id"], sort=True)["visual_tokens"].mean().rename("tokens").reset_index()
-    )
-    return out.assign(objects=out["image_id"].map(objects))
+def _image_tokens(
+    score_paths: Sequence[Path | str], prepared: Path | str | Mapping[str, Path | str]
+) -> pd.DataFrame:
+    """Visual tokens and objects, a row an image and row of the comparison (mean over expressions, seeds)."""
+    counts: dict[Path, pd.Series] = {}
+    parts = []
+    for path in sorted(map(str, score_paths)):
+        folder = prepared_of(prepared, path)
+        if folder not in counts:
+            counts[folder] = object_counts(folder)
+        rows = read_scores([path])
+        rows = rows[rows["status"].eq("ok")]
+        parts.append(rows.assign(objects=rows["image_id"].map(counts[folder])))
+    groups = pd.concat(parts).groupby([*ROW_KEY, "image_id"], sort=True)
+    return groups.agg(tokens=("visual_tokens", "mean"), objects=("objects", "first")).reset_index()
 
 
 def figures_stage(
     tables_dir: Path | str,
     score_paths: Sequence[Path | str],
     log_paths: Sequence[Path | str],
-    prepared_dir: Path | str,
+    prepared_dir: Path | str | Mapping[str, Path | str],
     out_dir: Path | str,
 ) -> list[Path]:
     """Draw every chart of a study; what the workflow calls. Overlays of images are a stage of their own.
@@ -41,7 +50,8 @@ def figures_stage(
         tables_dir: what :func:`harness.reporting.tables.tables_stage` wrote (with ``context.json``).
         score_paths: ``scores/<run>.parquet`` of every run.
         log_paths: ``runs/<run>/log.jsonl`` of every trained run.
-        prepared_dir: the folder with ``annotations.parquet``, for the objects of each image.
+        prepared_dir: the folder with ``annotations.parquet`` (or one for each run id), for the objects of
+            each image.
         out_dir: ``results/<study>/figures``.
 
     Returns:
@@ -65,7 +75,7 @@ def figures_stage(
             written += save(tokens_vs_giou(parts[0], look, context), out_dir, f"tokens_vs_giou{end}")
             written += save(per_split_bars(parts[1], look, context), out_dir, f"per_split{end}")
             written += save(phenomena_bars(parts[2], look, context), out_dir, f"phenomena{end}")
-        images = _image_tokens(read_scores(score_paths), object_counts(prepared_dir))
+        images = _image_tokens(score_paths, prepared_dir)
         written += save(tokens_vs_objects(images, tokens, look, context), out_dir, "tokens_vs_objects")
         written += save(loss_curves(log_paths, look, context), out_dir, "loss_curves")
         written += save(stage_times(efficiency, context), out_dir, "stage_times")

@@ -32,7 +32,7 @@ from harness.reporting.context import (
 from harness.reporting.published import published_markdown
 from harness.reporting.render import adaptivity_notes, main_markdown, main_tex
 
-__all__ = ["MAIN_COLUMNS", "TABLE_FILES", "main_table", "object_counts", "tables_stage"]
+__all__ = ["MAIN_COLUMNS", "TABLE_FILES", "main_table", "object_counts", "prepared_of", "tables_stage"]
 
 MAIN_COLUMNS = (*SCORES_COLUMNS, "speedup_infer", "speedup_train", "parameters")
 TABLE_FILES = (
@@ -56,7 +56,8 @@ def object_counts(prepared_dir: Path | str) -> pd.Series:
     return table.groupby("image_id")["ann_id"].nunique()
 
 
-def _prepared(prepared: Path | str | Mapping[str, Path | str], path: Path | str) -> Path:
+def prepared_of(prepared: Path | str | Mapping[str, Path | str], path: Path | str) -> Path:
+    """The prepared folder of a run's file: the one folder, or the one named for the run's id."""
     if not isinstance(prepared, Mapping):
         return Path(prepared)
     run = Path(path).stem
@@ -73,7 +74,7 @@ def _with_prepared(
     """Phenomena and adaptivity, each run against the tables that it was scored on."""
     folders: dict[Path, list[str]] = {}
     for path in map(str, score_paths):
-        folders.setdefault(_prepared(prepared, path), []).append(path)
+        folders.setdefault(prepared_of(prepared, path), []).append(path)
     rows, tokens = [], []
     for folder, paths in sorted(folders.items()):
         scores = read_scores(paths)
