@@ -263,6 +263,11 @@ class Plan:
         """A pretrained tiny model."""
         return self.shared / "pretrained" / key
 
+    def model_source(self, run: RunConfig, part: str) -> str:
+        """Where a run's ``vision``, ``language`` or ``sam`` is loaded from: a folder, a checkpoint or a name."""
+        source: str = getattr(run.models, part).source
+        return str(self.model_dir(self.model_key(run, part))) if source == "pretrained" else source
+
     def superpixel_dir(self, key: str) -> Path:
         """A superpixel store."""
         return self.shared / "superpixels" / key

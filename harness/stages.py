@@ -50,18 +50,17 @@ def _pretrain(plan: Plan, key: str) -> None:
 
 
 def _features(plan: Plan, key: str) -> None:
-    from harness.assembly import model_source
     from harness.features import feature_stage
 
     run, item = plan.owner(key), part_of(key)
-    model = model_source(plan, run, "sam" if item == "sam" else "vision")
+    model = plan.model_source(run, "sam" if item == "sam" else "vision")
     feature_stage(item, run, plan.data_dir(plan.data_key(run)), model, plan.feature_dir(key))
 
 
 def _superpixels(plan: Plan, key: str) -> None:
-    from harness.superpixels import superpixel_stage
+    from harness.superpixel_stage import superpixel_stage
 
-    superpixel_stage(plan, plan.owner(key), plan.superpixel_dir(key))
+    superpixel_stage(plan, plan.owner(key))
 
 
 def _train(plan: Plan, run: RunConfig, stage: int) -> None:

@@ -59,7 +59,7 @@ def superpixel_trigger(plan: Plan, key: str) -> str:
     assert spec is not None
     sources = find_sources()
     modules = [sources[spec["source"]].module] if spec["source"] in sources else []
-    return digest([spec, code_hash("harness.superpixels", *modules)])
+    return digest([spec, code_hash("harness.superpixel_stage", *modules)])
 
 
 def feature_trigger(plan: Plan, key: str) -> str:

@@ -13,11 +13,12 @@ rule train_stage1:
         runtime=720,
         cpus_per_task=lambda wildcards: PLAN.threads(PLAN.runs[wildcards.run]),
     params:
+        stage=1,
         code=lambda wildcards: triggers.train_trigger(PLAN, PLAN.runs[wildcards.run], 1),
     message:
         "train {wildcards.run}, stage 1 (language model frozen)"
     shell:
-        "{SVP} train --config {CONFIG} --run {wildcards.run} --stage 1 &> {log}"
+        "{SVP} train --config {CONFIG} --run {wildcards.run} --stage {params.stage} &> {log}"
 
 
 use rule train_stage1 as train_stage2 with:
@@ -29,6 +30,7 @@ use rule train_stage1 as train_stage2 with:
     log:
         f"logs/{STUDY}/train/{{run}}.stage2.log",
     params:
+        stage=2,
         code=lambda wildcards: triggers.train_trigger(PLAN, PLAN.runs[wildcards.run], 2),
     message:
         "train {wildcards.run}, stage 2 (with LoRA)"
