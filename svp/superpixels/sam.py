@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import build_point_grid, generate_crop_boxes, is_box_near_crop_edge
 from segment_anything.utils.transforms import ResizeLongestSide
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from harness.superpixels import SuperpixelConfig, SuperpixelMasks, SuperpixelSource
 from svp.superpixels import selection
+from svp.superpixels.adaptive import adaptive_candidates
 from svp.superpixels.presets import PRESETS, PresetName, Settings, Triple
 from svp.superpixels.prompting import Candidates, exact_candidates, full_resolution, official_candidates
 
@@ -28,6 +30,10 @@ class SamSuperpixels(SuperpixelSource):
     For each crop: prompts -> three candidates each (levels) -> quality gate -> stability -> box
     suppression that prefers whole objects; then suppression between crops, clean-up of small regions
     with another suppression, and the rock-sand-water filter.
+
+    Attributes:
+        settings: the numbers in force.
+        prompts_asked: prompts decoded so far, over all images.
     """
 
     name = "sam"
@@ -39,13 +45,16 @@ class SamSuperpixels(SuperpixelSource):
 
         Attributes:
             preset: named settings.
-            engine: ``exact`` reorders the decoder's arithmetic; ``official`` calls it as it is.
+            engine: ``exact`` reorders the decoder's arithmetic; ``official`` calls it as it is;
+                ``adaptive`` asks fewer prompts, an approximation.
+            adaptive_share: prompts that ``adaptive`` may ask, as a share of the grid.
             points_per_batch: prompts decoded at once.
             rock_sand_water: ``False`` leaves the filter out whatever the preset says.
         """
 
         preset: PresetName = "svp"
-        engine: Literal["official", "exact"] = "exact"
+        engine: Literal["official", "exact", "adaptive"] = "exact"
+        adaptive_share: float = Field(0.25, gt=0, le=1)
         points_per_batch: int = 256
         points_per_side: int | None = None
         pred_iou_thresh: float | None = None
@@ -73,6 +82,7 @@ class SamSuperpixels(SuperpixelSource):
         """Resolve the settings; see the base class."""
         super().__init__(config, sam)
         self.settings: Settings = self.config.settings()
+        self.prompts_asked = 0
 
     @torch.inference_mode()
     def generate(
@@ -140,15 +150,7 @@ class SamSuperpixels(SuperpixelSource):
         points = resize.apply_coords(build_point_grid(side) * np.array([[size[1], size[0]]]), size)
         points = torch.as_tensor(points, device=weights.device)
 
-        kept_masks, kept_ious, kept_levels = [], [], []
-        for start in range(0, len(points), self.config.points_per_batch):
-            batch = points[start : start + self.config.points_per_batch]
-            found = _ENGINES[self.config.engine](sam, embedding, batch, self._gate)
-            masks, alive = self._stable(found, input_size, size)
-            kept_masks.append(masks)
-            kept_ious.append(found.predicted_iou[alive])
-            kept_levels.append(found.levels[alive])
-        masks, ious, levels = torch.cat(kept_masks), torch.cat(kept_ious), torch.cat(kept_levels)
+        masks, ious, levels = self._candidates(embedding, points, input_size, size)
         if len(masks):
             boxes = selection.mask_boxes(masks)
             inside = ~is_box_near_crop_edge(boxes, box, [0, 0, image.shape[1], image.shape[0]])
@@ -164,6 +166,36 @@ class SamSuperpixels(SuperpixelSource):
             levels,
             torch.full((len(masks),), float((x2 - x1) * (y2 - y1)), device=masks.device),
         )
+
+    def _candidates(
+        self, embedding: Tensor, points: Tensor, input_size: tuple[int, int], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Masks ``[M, H, W]`` of a crop that pass gate and stability, their predicted IoU and level."""
+        batch = self.config.points_per_batch
+        if self.config.engine == "adaptive":
+            found, asked = adaptive_candidates(
+                self.sam,
+                embedding,
+                points,
+                self._gate,
+                self.settings,
+                input_size=input_size,
+                share=self.config.adaptive_share,
+                batch=batch,
+            )
+            self.prompts_asked += asked
+            masks = full_resolution(self.sam, found.logits, input_size, size) > self.sam.mask_threshold
+            drawn = torch.nonzero(masks.flatten(1).any(dim=1)).flatten()
+            return masks[drawn], found.predicted_iou[drawn], found.levels[drawn]
+        self.prompts_asked += len(points)
+        columns: list[tuple[Tensor, Tensor, Tensor]] = []
+        for start in range(0, len(points), batch):
+            part = points[start : start + batch]
+            found = _ENGINES[self.config.engine](self.sam, embedding, part, self._gate)
+            masks, alive = self._stable(found, input_size, size)
+            columns.append((masks, found.predicted_iou[alive], found.levels[alive]))
+        masks, ious, levels = (torch.cat(column) for column in zip(*columns, strict=True))
+        return masks, ious, levels
 
     def _gate(self, predicted_iou: Tensor, levels: Tensor) -> Tensor:
         settings = self.settings
