@@ -25,7 +25,7 @@ class DepthwiseBlock(nn.Module):
         self.residual = stride == 1
         self.spatial = nn.Sequential(
             nn.Conv2d(width, width, KERNEL, stride, KERNEL // 2, groups=width, bias=False),
-            LayerNorm2d(width, eps=1e-6),
+            LayerNorm2d(width, eps=1e-5),
             nn.Hardswish(),
         )
         self.gate = nn.Sequential(
@@ -35,7 +35,7 @@ class DepthwiseBlock(nn.Module):
             nn.Conv2d(squeezed, width, 1),
             nn.Hardsigmoid(),
         )
-        self.mix = nn.Sequential(nn.Conv2d(width, width, 1, bias=False), LayerNorm2d(width, eps=1e-6))
+        self.mix = nn.Sequential(nn.Conv2d(width, width, 1, bias=False), LayerNorm2d(width, eps=1e-5))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[b, w, h, w]`` to the same with sides divided by the stride, rounded up."""

@@ -45,6 +45,7 @@ class ClusterEncoder(nn.Module):
 
     def __init__(self, width: int, heads: int, layers: int, expansion: int, dropout: float):
         super().__init__()
+        self.heads = heads
         self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.layers = nn.ModuleList(
             nn.MultiheadAttention(width, heads, batch_first=True) for _ in range(layers)
@@ -55,7 +56,7 @@ class ClusterEncoder(nn.Module):
     def forward(self, x: Tensor, apart: Tensor | None = None) -> Tensor:
         """``[b, k, w]`` to the same; rows that ``apart`` (``[b, k, k]``) separates do not see each other."""
         for layer in self.layers:
-            mask = None if apart is None else apart.repeat_interleave(layer.num_heads, 0)
+            mask = None if apart is None else apart.repeat_interleave(self.heads, 0)
             y = self.attention_norm(x)
             x = x + self.dropout(layer(y, y, y, attn_mask=mask, need_weights=False)[0])
         y = self.dropout(F.gelu(self.hidden(self.mlp_norm(x))))
