@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,7 @@ class Scene:
 
     def to_json(self) -> dict[str, Any]:
         """As a line of ``scenes.jsonl``."""
-        return asdict(self)
+        return {**vars(self), "objects": [dict(vars(o)) for o in self.objects]}
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> Scene:

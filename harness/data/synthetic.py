@@ -237,4 +237,4 @@ def _refuse_shared(out_dir: Path) -> None:
 def _save(drawn: _Drawn, folder: Path) -> None:
     # Not atomic, for speed: the prepared summary is written last and marks a finished set.
     folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(drawn.pixels).save(folder / file_name(drawn.scene.image_id))
+    Image.fromarray(drawn.pixels).save(folder / file_name(drawn.scene.image_id), compress_level=1)

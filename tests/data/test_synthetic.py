@@ -13,7 +13,9 @@ from pycocotools import mask as coco_mask
 from harness.data.checker import difficulty, format_difficulty
 from harness.data.expressions import KindBalance, describe, eligible, make_expressions
 from harness.data.glyphs import CATEGORIES, FAMILY_A, FAMILY_B
+from harness.data.options import ReferSet
 from harness.data.phenomena import tag_phenomenon
+from harness.data.prepare import prepare
 from harness.data.refer import read_refer
 from harness.data.scenes import COLORS, Scene, compose, named_generator
 from harness.data.synthetic import generate
@@ -167,17 +169,22 @@ def hashes(folder):
     return {p.relative_to(folder): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_same_seed_same_bytes(tmp_path, tiny_options):
-    for name, options in (
-        ("first", tiny_options),
-        ("again", tiny_options),
-        ("other", tiny_options.model_copy(update={"seed": 1})),
-    ):
-        generate(options, tmp_path / name)
-    first, again, other = (hashes(tmp_path / n) for n in ("first", "again", "other"))
-    assert first == again
-    images = [p for p in first if p.suffix == ".png"]
-    assert images and not {first[p] for p in images} & {other[p] for p in images}
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, tiny_options):
+    out = tmp_path_factory.mktemp("tiny")
+    generate(tiny_options, out)
+    return out
+
+
+def test_same_seed_same_bytes(tmp_path, tiny, tiny_options):
+    generate(tiny_options, tmp_path)
+    assert hashes(tmp_path) == hashes(tiny)
+
+
+def test_another_seed_shares_no_image(tmp_path, tiny, tiny_options):
+    generate(tiny_options.model_copy(update={"seed": 1}), tmp_path)
+    first, other = (load_tables(p / "prepared").images["sha256"] for p in (tiny, tmp_path))
+    assert not set(first) & set(other)
 
 
 def test_default_has_no_leak(synthetic):
@@ -188,13 +195,25 @@ def test_default_has_no_leak(synthetic):
     assert set(pool.expressions["split"]) == {"pool"}
 
 
-def test_overlap_leaks_what_it_says_and_clean_removes_it(tmp_path, tiny_options):
-    generate(tiny_options.model_copy(update={"overlap": 0.5}), tmp_path / "joint")
-    leaks = check_leakage(load_tables(tmp_path / "joint" / "prepared")).drop_duplicates("image_id")
+@pytest.fixture(scope="session")
+def leaking(tmp_path_factory, tiny_options):
+    out = tmp_path_factory.mktemp("leaking")
+    generate(tiny_options.model_copy(update={"overlap": 0.5}), out)
+    return out
+
+
+def test_overlap_leaks_half_by_id_half_by_bytes(leaking):
+    leaks = check_leakage(load_tables(leaking / "prepared")).drop_duplicates("image_id")
     assert Counter(leaks["by"]) == {"image_id": 2, "sha256": 2}
-    clean = tiny_options.model_copy(update={"overlap": 0.5, "train_pool": "clean"})
-    generate(clean, tmp_path / "clean")
-    tables = load_tables(tmp_path / "clean" / "prepared")
+
+
+def test_clean_pool_removes_the_leak(leaking, tmp_path, tiny_options):
+    sets = [
+        ReferSet(name=n, split_by="synth", splits=("train", "val"))
+        for n in ("synthref", "synthref+", "synthrefg")
+    ]
+    prepare(leaking / "refer", sets, tmp_path, train_pool="clean", progress=False)
+    tables = load_tables(tmp_path)
     assert check_leakage(tables).empty
     assert tables.summary["train_pool"]["dropped_images"] == 4
     assert len(tables.select("synthref", "train")["image_id"].unique()) == tiny_options.train_images
@@ -228,8 +247,7 @@ def test_scenes_survive_json_and_can_be_described(synthetic):
 
 
 def _tuples(value):
-    value = {k: tuple(v) if k in ("box", "center", "objects") else v for k, v in value.items()}
-    return value
+    return {k: tuple(v) if k in ("box", "center") else v for k, v in value.items()}
 
 
 def test_balance_reaches_its_share_though_scenes_refuse():
@@ -246,19 +264,26 @@ def test_unknown_dataset_is_refused(synthetic):
         make_expressions(Scene.from_json(json.loads(line)), "refcoco", named_generator(0), 1)
 
 
-def test_domains_differ_in_look_and_size_follows(tmp_path, tiny_options):
-    for name, update in (("blobs", {"domain": "blobs"}), ("big", {"image_size": 160})):
-        generate(tiny_options.model_copy(update=update), tmp_path / name)
-    blobs = load_tables(tmp_path / "blobs" / "prepared")
-    assert set(load_tables(tmp_path / "big" / "prepared").images["width"]) == {160}
-    generate(tiny_options, tmp_path / "shapes")
-    shapes = load_tables(tmp_path / "shapes" / "prepared")
+def test_domains_differ_in_look(tmp_path, tiny, tiny_options):
+    generate(tiny_options.model_copy(update={"domain": "blobs"}), tmp_path)
+    blobs, shapes = load_tables(tmp_path / "prepared"), load_tables(tiny / "prepared")
 
     def saturation(tables):
-        images = [
-            np.asarray(Image.open(tables.image_path(i)).convert("HSV")) for i in tables.images["image_id"]
-        ]
-        return np.mean([image[..., 1].mean() for image in images])
+        paths = [tables.image_path(i) for i in tables.images["image_id"]]
+        return np.mean([np.asarray(Image.open(p).convert("HSV"))[..., 1].mean() for p in paths])
 
     assert saturation(blobs) > 1.1 * saturation(shapes)
-    assert not set(blobs.images["sha256"]) & set(shapes.images["sha256"])
+
+
+@pytest.mark.parametrize("size", [64, 160])
+def test_objects_scale_with_the_image(size):
+    scenes = [
+        compose(1, count=6, size=s, domain="shapes", family=None, rng=named_generator("scale", s))[0]
+        for s in [size] * 10
+    ]
+    shares = {
+        kind: [o.full_area / size**2 for s in scenes for o in s.objects if o.size == kind]
+        for kind in ("small", "medium", "large")
+    }
+    assert 0.010 < min(shares["small"]) and max(shares["small"]) < min(shares["medium"])
+    assert max(shares["medium"]) < min(shares["large"]) and max(shares["large"]) < 0.11
