@@ -1,0 +1,62 @@
+"""The guide's example is run as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harness.discovery import get_projector
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "adding-a-projector.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
+
+
+@pytest.fixture
+def example(tmp_path):
+    path = tmp_path / "my" / "soft_pool.py"
+    path.parent.mkdir()
+    path.write_text(blocks("python")[0])
+    return path
+
+
+def contract(command, example):
+    arguments = command.replace("my/soft_pool.py", str(example)).split()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments, "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_example_passes_the_contract_tests_by_the_guides_command(example):
+    result = contract(blocks("bash")[0].strip(), example)
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert " passed" in result.stdout or "100%" in result.stdout
+
+
+def test_the_command_finds_a_broken_example(example):
+    example.write_text(example.read_text().replace(".softmax(1)", ".softmax(0)"))
+    result = contract(blocks("bash")[0].strip() + " -k batch", example)
+    assert result.returncode == 1, result.stdout[-3000:]
+    assert "test_an_image_alone_gets_the_same_tokens_as_in_a_batch" in result.stdout
+
+
+def test_the_studys_line_names_the_example(example, monkeypatch):
+    monkeypatch.chdir(example.parents[1])
+    row = yaml.safe_load(blocks("yaml")[0])["rows"][0]
+    assert get_projector(row["name"]).name == "soft_pool"
+    assert row["budget"] in get_projector(row["name"]).declared["budgets"]
