@@ -14,7 +14,7 @@ PUBLISHED_COLUMNS = ("method", "dataset", "split", "metric", "value", "source", 
 
 
 def read_published(folder: Path | str) -> pd.DataFrame:
-    """Every published number of a folder's CSV files.
+    """Every published score of a folder's ``*_scores.csv`` files.
 
     Returns:
         ``PUBLISHED_COLUMNS``; ``value`` 0–1, missing where nobody has read it yet; ``how_known`` is V
@@ -24,7 +24,7 @@ def read_published(folder: Path | str) -> pd.DataFrame:
         ValueError: a file lacks a column or holds a value outside 0–1.
     """
     frames = []
-    for path in sorted(Path(folder).glob("*.csv")):
+    for path in sorted(Path(folder).glob("*_scores.csv")):
         frame = pd.read_csv(path, dtype={"value": float}, keep_default_na=False, na_values={"value": [""]})
         if tuple(frame.columns) != PUBLISHED_COLUMNS:
             raise ValueError(f"{path} must have the columns {', '.join(PUBLISHED_COLUMNS)}")
@@ -38,7 +38,7 @@ def published_markdown(folder: Path | str, main: pd.DataFrame, metric: str = "ci
     """Published numbers of the datasets in ``main``, apart from ours; empty text where there are none.
 
     Args:
-        folder: holds ``*.csv`` with method, dataset, split, metric, value (0–1), source, how_known, note.
+        folder: see :func:`read_published`.
         main: the frame of ``main.csv``; says which datasets and splits matter.
         metric: ``ciou`` or ``giou``.
     """

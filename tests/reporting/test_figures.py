@@ -1,0 +1,111 @@
+"""Figures carry the tables' numbers, look the same every time, and say what their data is."""
+
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from harness.reporting.context import ReportContext, read_csv
+from harness.reporting.figures import FIGURE_NAMES, figures_stage
+from harness.reporting.score_charts import tokens_vs_giou
+from harness.reporting.style import PALETTE, house_style, looks, save
+from harness.reporting.tables import tables_stage
+from harness.reporting.training_charts import read_log, run_row, stage_times
+
+
+@pytest.fixture(scope="module")
+def tables(made_up, tmp_path_factory):
+    out = tmp_path_factory.mktemp("tables")
+    context = ReportContext.from_study(made_up["config"], resamples=50)
+    tables_stage(made_up["scores"], made_up["efficiency"], made_up["prepared"], out, context)
+    return out
+
+
+def test_stage_writes_every_figure(made_up, tables, tmp_path):
+    prepared = {p.stem: made_up["prepared"] for p in made_up["scores"]}
+    written = figures_stage(tables, made_up["scores"], made_up["logs"], prepared, tmp_path)
+    assert {p.name for p in written} == {f"{n}.{s}" for n in FIGURE_NAMES for s in ("png", "pdf")}
+    for path in written:
+        if path.suffix == ".png":
+            pixels = np.asarray(Image.open(path).convert("L"))
+            assert pixels.shape[1] > 600 and (pixels < 128).mean() > 0.002  # something is drawn
+        else:
+            assert path.read_bytes().startswith(b"%PDF")
+    assert not plt.get_fignums()
+
+
+def test_points_stand_where_the_table_says(tables):
+    overall = read_csv(tables / "overall.csv")
+    context = ReportContext.checked(json.loads((tables / "context.json").read_text()))
+    with house_style():
+        figure = tokens_vs_giou(overall, looks(overall["projector"]), context)
+    axes = figure.axes[0]
+    assert axes.get_xscale() == "log"
+    drawn = {tuple(np.round(line.get_xydata()[0], 6)) for line in axes.lines if len(line.get_xydata()) == 1}
+    assert drawn == {tuple(np.round(v, 6)) for v in overall[["tokens_mean", "giou"]].to_numpy()}
+    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+    control = overall[overall["projector"] == "coin_flip"].iloc[0]
+    assert [line.get_xydata()[0][1] for line in hollow] == [pytest.approx(control["giou"])]
+    assert "synthetic scenes; effort: quick" in figure.get_supxlabel()
+    plt.close(figure)
+
+
+def test_stacked_times_add_up_and_totals_stay_out(tables):
+    efficiency = read_csv(tables / "efficiency.csv")
+    total = efficiency[efficiency["stage"] == "vision"].assign(stage="total", median_ms=1e6)
+    context = ReportContext(study="x", data="synthetic")
+    figure = stage_times(pd.concat([efficiency, total]), context)
+    axes = figure.axes[0]
+    ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
+    part = efficiency[(efficiency["case"] == "cold-forced") & (efficiency["batch"] == 1)]
+    sums = part.groupby(["projector", "variant", "budget"])["median_ms"].sum()
+    assert max(ends) == pytest.approx(sums.max(), rel=1e-5)
+    plt.close(figure)
+
+
+def test_equal_figures_equal_bytes(tmp_path):
+    for name in ("a", "b"):
+        with house_style():
+            figure, axes = plt.subplots()
+            axes.plot([1, 2], [3, 4])
+            save(figure, tmp_path / name, "plot")
+    for suffix in ("png", "pdf"):
+        assert (tmp_path / "a" / f"plot.{suffix}").read_bytes() == (
+            tmp_path / "b" / f"plot.{suffix}"
+        ).read_bytes()
+
+
+def test_house_style_leaves_matplotlib_alone():
+    before = dict(plt.rcParams)
+    with house_style():
+        assert plt.rcParams["axes.spines.top"] is False
+    assert dict(plt.rcParams) == before
+
+
+def test_looks_are_stable_and_distinct():
+    names = [f"projector{k}" for k in range(len(PALETTE))]
+    first = looks(names)
+    assert looks(names[::-1]) == first
+    assert len({look.color for look in first.values()}) == len(PALETTE)
+    alone = looks(["projector3"])["projector3"]
+    assert looks(["projector3", "projector3"])["projector3"] == alone
+    assert len(looks([f"p{k}" for k in range(25)])) == 25
+
+
+def test_logs_are_read_as_written(tmp_path):
+    path = tmp_path / "a.b.c.36.s1" / "log.jsonl"
+    path.parent.mkdir()
+    lines = [{"stage": 1, "step": 0, "loss": 3.0}, {"stage": 1, "step": 10, "loss": 2.0}]
+    path.write_text("\n".join(json.dumps(x) for x in [*lines, {"stage": 1, "step": 10, "loss": 1.5}]))
+    log = read_log(path)
+    assert log["loss"].tolist() == [3.0, 1.5]  # the resumed run's line
+    assert run_row(path) == ("a", "b.c", "36")
+    path.write_text('{"stage": 1, "step"')
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
+        read_log(path)
+    path.write_text('{"stage": 1, "loss": 2}')
+    with pytest.raises(ValueError, match="must hold stage, step and loss"):
+        read_log(path)
