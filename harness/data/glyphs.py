@@ -160,15 +160,17 @@ def rasterise(
     """
     shape = _GLYPHS[category]
 
+    (depth, phase), turn = wobble, math.radians(angle)
+    to_pixels = side * np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    if mirror:
+        to_pixels[0] *= -1
+
     def place(polygon: Polygon) -> np.ndarray:
         points = np.asarray(polygon) - 0.5
-        if mirror:
-            points[:, 0] *= -1
-        depth, phase = wobble
-        points = points * (1 + depth * np.sin(5 * np.arctan2(points[:, 1], points[:, 0]) + phase))[:, None]
-        turn = math.radians(angle)
-        rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-        return points @ rotation * side
+        if depth:
+            swell = 1 + depth * np.sin(5 * np.arctan2(points[:, 1], points[:, 0]) + phase)
+            points = points * swell[:, None]
+        return points @ to_pixels
 
     solids = [place(p) for p in shape.solids]
     low = np.min([p.min(axis=0) for p in solids], axis=0) - 1
@@ -179,7 +181,7 @@ def rasterise(
         pen = ImageDraw.Draw(canvas)
         for group, value in ((polygons, 255), (holes, 0)):
             for points in group:
-                pen.polygon([tuple(p) for p in (points - low) * _OVERSAMPLING], fill=value)
+                pen.polygon(((points - low) * _OVERSAMPLING).ravel().tolist(), fill=value)
         return np.asarray(canvas.reduce(_OVERSAMPLING), dtype=np.float32) / 255
 
     alpha = draw(solids, [place(p) for p in shape.holes])

@@ -26,8 +26,8 @@ COLORS = ("red", "yellow", "green", "blue", "purple", "white", "black")
 PATTERNS = ("plain", "striped", "spotted", "checked")
 DETAILS = ("none", "dot", "band")
 # Area as a share of the image; the gaps keep "small" and "large" from being a matter of taste.
-SIZES = {"small": (0.013, 0.019), "medium": (0.028, 0.040), "large": (0.060, 0.095)}
-_CROWDED_LARGE = (0.060, 0.070)
+SIZES = {"small": (0.016, 0.023), "medium": (0.033, 0.046), "large": (0.066, 0.100)}
+_CROWDED_LARGE = (0.066, 0.076)
 _PATTERN_ODDS = (0.4, 0.2, 0.2, 0.2)
 _DETAIL_ODDS = (0.7, 0.15, 0.15)
 _SOLID = 0.5
@@ -160,7 +160,7 @@ def compose(
 
 
 def _draw_looks(count: int, family: str | None, rng: np.random.Generator) -> list[dict[str, str]]:
-    kinds = int(np.clip(round(count * rng.uniform(0.4, 0.7)), 1, count - 1))
+    kinds = int(np.clip(round(count * rng.uniform(0.6, 0.9)), 1, count - 1))
     lead = {"A": FAMILY_A, "B": FAMILY_B, None: CATEGORIES}[family]
     names = list(rng.permutation(lead)[: -(-kinds * 3 // 5) if family else kinds])
     repeated = len(names)
@@ -209,10 +209,10 @@ def _try_position(
 ) -> Placed:
     h, w = raster.alpha.shape
     x, y = rng.integers(0, size - w + 1), rng.integers(0, size - h + 1)
-    if placed and rng.random() < 0.3:
+    if placed and rng.random() < 0.15:
         # Beside another object, close enough to hide a piece of it.
         rows, columns = placed[rng.integers(len(placed))].window
-        turn, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.55, 0.9)
+        turn, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 0.95)
         x = (columns.start + columns.stop - w + np.cos(turn) * reach * (columns.stop - columns.start + w)) / 2
         y = (rows.start + rows.stop - h + np.sin(turn) * reach * (rows.stop - rows.start + h)) / 2
         x, y = int(np.clip(x, 0, size - w)), int(np.clip(y, 0, size - h))
