@@ -109,7 +109,7 @@ def snapshot(study: Path = Path("config/default.yaml"), *, command: str = "make 
 def stage(
     name: StageName,
     *,
-    config: Path,
+    config: Annotated[Path, Parameter(env_var="SVP_CONFIG")],
     key: str | None = None,
     run: str | None = None,
     stage: Literal[1, 2] | None = None,
@@ -118,7 +118,7 @@ def stage(
 
     Args:
         name: the stage.
-        config: the resolved study, ``results/<study>/config.json``.
+        config: the resolved study, ``results/<study>/config.json``; default: ``$SVP_CONFIG``.
         key: the shared artefact, for prepare, pretrain, features and superpixels.
         run: the run, for train, predict and score.
         stage: 1 or 2, for train.

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from harness.config import ConfigError, read_study
+from harness.files import read_json
 from harness.plan import Plan
 
 __all__ = ["abandoned_jobs", "lift_lock", "run_study", "workflows"]
@@ -131,5 +132,6 @@ def run_study(
     status = subprocess.run(command).returncode
     if status == 0:
         sys.stdout.write((plan.tables_dir / "main.md").read_text() + "\n")
-        say(f"tables:  {plan.tables_dir}\nfigures: {plan.figures_dir}\nMLflow:  {plan.tracking_uri}")
+        store = read_json(plan.published_file)["tracking_uri"]
+        say(f"tables:  {plan.tables_dir}\nfigures: {plan.figures_dir}\nMLflow:  {store}")
     return status

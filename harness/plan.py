@@ -209,6 +209,12 @@ class Plan:
         """Which of a run's models the workflow trains itself."""
         return [p for p in ("vision", "language", "sam") if getattr(run.models, p).source == "pretrained"]
 
+    @property
+    def overlay_runs(self) -> list[RunConfig]:
+        """The first projectors of the table, drawn side by side on the same photographs."""
+        chosen = [r for r in self.trained if r.kind == "projector" and r.seed == self.study.seeds[0]]
+        return (chosen or self.trained)[:3]
+
     def base_run(self, run: RunConfig) -> RunConfig:
         """The trained run whose weights a run predicts with (itself, or the one its control acts on)."""
         if run.acts_on != "run":
@@ -264,7 +270,7 @@ class Plan:
         return self.shared / "pretrained" / key
 
     def model_source(self, run: RunConfig, part: str) -> str:
-        """Where a run's ``vision``, ``language`` or ``sam`` is loaded from: a folder, a checkpoint or a name."""
+        """Where a run's ``vision``, ``language`` or ``sam`` is loaded from: folder, checkpoint or name."""
         source: str = getattr(run.models, part).source
         return str(self.model_dir(self.model_key(run, part))) if source == "pretrained" else source
 
@@ -312,10 +318,9 @@ class Plan:
         """What was mirrored to the tracker."""
         return self.study_dir / "published.json"
 
-    @property
-    def tracking_uri(self) -> str:
-        """The MLflow store."""
-        return self.study.tracking_uri or f"sqlite:///{self.results / 'mlflow.db'}"
+    def log_file(self, run_id: str) -> Path:
+        """A run's training log, a line a logged step."""
+        return self.run_dir(run_id) / "log.jsonl"
 
     def prepared_dir(self, run: RunConfig) -> Path:
         """The prepared tables that a run reads."""
@@ -347,9 +352,7 @@ class Plan:
 
     def run_inputs(self, run: RunConfig) -> list[Path]:
         """Files that training and prediction of a run read, its own weights apart."""
-        files = [self.prepared_dir(run) / "summary.json"]
-        if run.superpixels is not None:
-            files.append(self.superpixel_dir(str(self.superpixel_key(run))) / "manifest.json")
+        files = [self.prepared_dir(run) / "summary.json", *self.superpixel_files([run])]
         if run.acts_on != "superpixels":
             files += [self._feature_file(run, item) for item in self.feature_items(run)]
             files += self._model_files(run, "language", "sam")
@@ -362,6 +365,11 @@ class Plan:
         base = self.base_run(run)
         files = [*self.run_inputs(base), *self.run_inputs(run), self.weights(base.id)]
         return list(dict.fromkeys(files))
+
+    def superpixel_files(self, runs: list[RunConfig]) -> list[Path]:
+        """Manifests of the superpixels that ``runs`` read."""
+        keys = dict.fromkeys(key for run in runs if (key := self.superpixel_key(run)) is not None)
+        return [self.superpixel_dir(key) / "manifest.json" for key in keys]
 
     def _feature_file(self, run: RunConfig, item: str) -> Path:
         return self.feature_dir(self.feature_key(run, item)) / "index.json"

@@ -15,6 +15,7 @@ from typing import Literal
 
 from harness.config import ConfigError, RunConfig
 from harness.discovery import nearest
+from harness.files import write_json
 from harness.plan import Plan
 from harness.triggers import part_of
 
@@ -103,19 +104,42 @@ def _tables(plan: Plan) -> None:
 def _figures(plan: Plan) -> None:
     from harness.reporting.figures import figures_stage
 
-    figures_stage(plan)
+    figures_stage(
+        plan.tables_dir,
+        [plan.score_file(run) for run in plan.runs],
+        [plan.log_file(run.id) for run in plan.trained],
+        {run.id: plan.prepared_dir(run) for run in plan.runs.values()},
+        plan.figures_dir,
+    )
+
+
+def _row_name(run: RunConfig) -> str:
+    variant = "" if run.variant == "base" else f" ({run.variant})"
+    return f"{run.projector}{variant}{f' @{run.budget}' if run.budget else ''}"
 
 
 def _overlays(plan: Plan) -> None:
+    from harness.data.tables import load_tables
     from harness.reporting.overlays import overlays_stage
+    from harness.superpixel_store import SuperpixelStore
 
-    overlays_stage(plan)
+    runs = plan.overlay_runs
+    prepared = plan.prepared_dir(runs[0])
+    keys = [key for run in runs if (key := plan.superpixel_key(run)) is not None]
+    store = SuperpixelStore(plan.superpixel_dir(keys[0])) if keys else None
+    overlays_stage(
+        {_row_name(run): (plan.score_file(run.id), plan.prediction_file(run.id)) for run in runs},
+        prepared,
+        load_tables(prepared).image_root,
+        plan.figures_dir,
+        superpixels=None if store is None else lambda image_id: store.masks(image_id).masks,
+    )
 
 
 def _publish(plan: Plan) -> None:
     from harness.tracking import publish
 
-    publish(plan)
+    write_json(plan.published_file, publish(plan.study_dir, plan.study.tracking_uri or None))
 
 
 _SHARED: dict[str, Callable[[Plan, str], None]] = {

@@ -19,4 +19,4 @@ rule efficiency:
     message:
         "time every projector, alone on the machine"
     shell:
-        "{SVP} efficiency --config {CONFIG} &> {log}"
+        "svp stage efficiency &> {log}"

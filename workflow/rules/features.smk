@@ -16,4 +16,4 @@ rule features:
     message:
         "features {wildcards.key}"
     shell:
-        "{SVP} features --config {CONFIG} --key {wildcards.key} &> {log}"
+        "svp stage features --key {wildcards.key} &> {log}"

@@ -1,13 +1,18 @@
 rule figures:
     input:
         rules.tables.output,
+        [PLAN.score_file(run) for run in PLAN.runs],
     output:
-        report(
-            expand(PLAN.figures_dir / "{name}.png", name=FIGURES),
-            caption="../report/figures.rst",
-            category="Figures",
-        ),
-        expand(PLAN.figures_dir / "{name}.pdf", name=FIGURES),
+        [
+            report(
+                PLAN.figures_dir / f"{name}.png",
+                caption=f"../report/{name}.rst",
+                category="Figures",
+                labels={"figure": name.replace("_", " ")},
+            )
+            for name in FIGURES
+        ],
+        [PLAN.figures_dir / f"{name}.pdf" for name in FIGURES],
     log:
         f"logs/{STUDY}/figures.log",
     resources:
@@ -21,4 +26,4 @@ rule figures:
     message:
         "draw the figures"
     shell:
-        "{SVP} figures --config {CONFIG} &> {log}"
+        "svp stage figures &> {log}"

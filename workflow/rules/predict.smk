@@ -16,4 +16,4 @@ rule predict:
     message:
         "predict {wildcards.run}"
     shell:
-        "{SVP} predict --config {CONFIG} --run {wildcards.run} &> {log}"
+        "svp stage predict --run {wildcards.run} &> {log}"

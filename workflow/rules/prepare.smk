@@ -20,4 +20,4 @@ rule prepare:
     message:
         "prepare {wildcards.key}"
     shell:
-        "{SVP} prepare --config {CONFIG} --key {wildcards.key} &> {log}"
+        "svp stage prepare --key {wildcards.key} &> {log}"

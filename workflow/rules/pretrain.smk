@@ -17,4 +17,4 @@ rule pretrain:
     message:
         "pretrain {wildcards.key}"
     shell:
-        "{SVP} pretrain --config {CONFIG} --key {wildcards.key} &> {log}"
+        "svp stage pretrain --key {wildcards.key} &> {log}"

@@ -3,6 +3,7 @@ rule publish:
     input:
         rules.tables.output,
         rules.figures.output,
+        rules.overlays.output,
     output:
         PLAN.published_file,
     log:
@@ -10,6 +11,6 @@ rule publish:
     params:
         code=lambda wildcards: triggers.report_trigger(PLAN, "harness.tracking"),
     message:
-        "publish to {PLAN.tracking_uri}"
+        "publish to MLflow"
     shell:
-        "{SVP} publish --config {CONFIG} &> {log}"
+        "svp stage publish &> {log}"

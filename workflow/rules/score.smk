@@ -16,4 +16,4 @@ rule score:
     message:
         "score {wildcards.run}"
     shell:
-        "{SVP} score --config {CONFIG} --run {wildcards.run} &> {log}"
+        "svp stage score --run {wildcards.run} &> {log}"

@@ -16,4 +16,4 @@ rule superpixels:
     message:
         "superpixels {wildcards.key}"
     shell:
-        "{SVP} superpixels --config {CONFIG} --key {wildcards.key} &> {log}"
+        "svp stage superpixels --key {wildcards.key} &> {log}"

@@ -1,18 +1,15 @@
 rule tables:
     input:
-        scores=[PLAN.score_file(run) for run in PLAN.runs],
-        efficiency=PLAN.efficiency_file,
+        [PLAN.score_file(run) for run in PLAN.runs],
+        PLAN.efficiency_file,
     output:
-        scores=PLAN.tables_dir / "scores.csv",
-        efficiency=PLAN.tables_dir / "efficiency.csv",
-        csv=PLAN.tables_dir / "main.csv",
-        md=report(
+        [PLAN.tables_dir / name for name in TABLES],
+        main=report(
             PLAN.tables_dir / "main.md",
             caption="../report/main.rst",
             category="Tables",
-            labels={"table": "main", "format": "Markdown"},
+            labels={"table": "main"},
         ),
-        tex=PLAN.tables_dir / "main.tex",
     log:
         f"logs/{STUDY}/tables.log",
     resources:
@@ -24,4 +21,4 @@ rule tables:
     message:
         "write the tables"
     shell:
-        "{SVP} tables --config {CONFIG} &> {log}"
+        "svp stage tables &> {log}"

@@ -18,7 +18,7 @@ rule train_stage1:
     message:
         "train {wildcards.run}, stage 1 (language model frozen)"
     shell:
-        "{SVP} train --config {CONFIG} --run {wildcards.run} --stage {params.stage} &> {log}"
+        "svp stage train --run {wildcards.run} --stage {params.stage} &> {log}"
 
 
 use rule train_stage1 as train_stage2 with:
