@@ -21,7 +21,7 @@ from segment_anything.modeling.transformer import Attention
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Candidates", "exact_candidates", "full_resolution", "official_candidates"]
+__all__ = ["Candidates", "exact_candidates", "full_resolution", "official_candidates", "select_levels"]
 
 Gate = Callable[[Tensor, Tensor], Tensor]
 
@@ -43,7 +43,14 @@ class Candidates:
     points: Tensor
 
 
-def _select(ious: Tensor, gate: Gate) -> tuple[Tensor, Tensor, Tensor]:
+def _prompts(sam: Sam, points: Tensor) -> tuple[Tensor, Tensor]:
+    """SAM's sparse and dense embeddings of one foreground point each."""
+    points = points.to(sam.device)
+    labels = torch.ones(len(points), 1, dtype=torch.int, device=points.device)
+    return sam.prompt_encoder(points=(points[:, None], labels), boxes=None, masks=None)
+
+
+def select_levels(ious: Tensor, gate: Gate) -> tuple[Tensor, Tensor, Tensor]:
     """Flat indices of ``ious`` ``[P, 3]`` that pass, with their prompt and level."""
     levels = torch.arange(ious.shape[1], device=ious.device).expand_as(ious).flatten()
     kept = torch.nonzero(gate(ious.flatten(), levels)).flatten()
@@ -59,8 +66,7 @@ def official_candidates(sam: Sam, embedding: Tensor, points: Tensor, gate: Gate)
         points: ``[P, 2]`` x, y in SAM's input frame.
         gate: ``(predicted_iou [M], levels [M]) -> bool [M]``.
     """
-    labels = torch.ones(len(points), 1, dtype=torch.int, device=points.device)
-    sparse, dense = sam.prompt_encoder(points=(points[:, None], labels), boxes=None, masks=None)
+    sparse, dense = _prompts(sam, points)
     logits, ious = sam.mask_decoder(
         image_embeddings=embedding,
         image_pe=sam.prompt_encoder.get_dense_pe(),
@@ -68,7 +74,7 @@ def official_candidates(sam: Sam, embedding: Tensor, points: Tensor, gate: Gate)
         dense_prompt_embeddings=dense,
         multimask_output=True,
     )
-    kept, prompts, levels = _select(ious, gate)
+    kept, prompts, levels = select_levels(ious, gate)
     return Candidates(logits.flatten(0, 1)[kept], ious.flatten()[kept], levels, prompts)
 
 
@@ -139,8 +145,7 @@ def _image_to_tokens(
 def exact_candidates(sam: Sam, embedding: Tensor, points: Tensor, gate: Gate) -> Candidates:
     """The candidates of :func:`official_candidates`, faster (see the module's head); same arguments."""
     decoder = sam.mask_decoder
-    labels = torch.ones(len(points), 1, dtype=torch.int, device=points.device)
-    sparse, dense = sam.prompt_encoder(points=(points[:, None], labels), boxes=None, masks=None)
+    sparse, dense = _prompts(sam, points)
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     prompt = torch.cat([output_tokens.expand(len(points), -1, -1), sparse], dim=1)
     position = sam.prompt_encoder.get_dense_pe()[0].flatten(1).T
@@ -166,7 +171,7 @@ def exact_candidates(sam: Sam, embedding: Tensor, points: Tensor, gate: Gate) ->
     )
 
     ious = decoder.iou_prediction_head(tokens[:, 0])[:, 1:]
-    kept, prompts, levels = _select(ious, gate)
+    kept, prompts, levels = select_levels(ious, gate)
     alive, place = torch.unique(prompts, return_inverse=True)
     up = decoder.output_upscaling(cells[alive].transpose(1, 2).unflatten(2, grid))
     logits = up.new_empty(len(kept), *up.shape[-2:])

@@ -130,27 +130,38 @@ class SamSuperpixels(SuperpixelSource):
         weights = next(sam.image_encoder.parameters())
         return sam.image_encoder(sam.preprocess(pixels).to(weights.dtype))
 
+    def frame(self, size: tuple[int, int]) -> tuple[int, int]:
+        """``(h, w)`` of an image of ``size`` inside the encoder's square input; the rest is padding."""
+        return ResizeLongestSide.get_preprocess_shape(*size, self.sam.image_encoder.img_size)
+
+    def decode(self, embedding: Any, points: Tensor) -> Candidates:
+        """Candidates of ``points`` ``[P, 2]`` (x, y in the encoder's input) that pass the quality gate."""
+        return _ENGINES[self.config.engine](self.sam, embedding, points, self._gate)
+
+    def upscale(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """``[M, H, W]`` logits at image resolution from low-resolution ``[M, h, w]``."""
+        return full_resolution(self.sam, logits, self.frame(size), size)
+
+    @property
+    def cut(self) -> float:
+        """The logit above which a pixel belongs to the mask."""
+        return float(self.sam.mask_threshold)
+
+    def _given(self, embedding: Any) -> Tensor:
+        """A cached embedding as the decoder wants it."""
+        weights = self.sam.mask_decoder.iou_token.weight
+        return torch.as_tensor(embedding).to(weights.device, weights.dtype)[None]
+
     def _crop(
         self, image: np.ndarray, box: list[int], layer: int, embedding: Any
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Masks ``[M, H, W]`` in the image's frame, predicted IoU, level and crop area of one crop."""
-        settings, sam = self.settings, self.sam
-        x1, y1, x2, y2 = box
-        crop = image[y1:y2, x1:x2]
-        if embedding is None:
-            embedding = self.encode(crop)
-        embedding = torch.as_tensor(np.asarray(embedding) if isinstance(embedding, np.ndarray) else embedding)
-        weights = sam.mask_decoder.iou_token.weight
-        embedding = embedding.to(weights.device, weights.dtype).reshape(1, *embedding.shape[-3:])
-
+        settings, (x1, y1, x2, y2) = self.settings, box
+        crop, size = image[y1:y2, x1:x2], (y2 - y1, x2 - x1)
+        embedding = self.encode(crop) if embedding is None else self._given(embedding)
         side = int(settings.points_per_side / settings.crop_n_points_downscale_factor**layer)
-        size = (crop.shape[0], crop.shape[1])
-        resize = ResizeLongestSide(sam.image_encoder.img_size)
-        input_size = resize.get_preprocess_shape(*size, sam.image_encoder.img_size)
-        points = resize.apply_coords(build_point_grid(side) * np.array([[size[1], size[0]]]), size)
-        points = torch.as_tensor(points, device=weights.device)
-
-        masks, ious, levels = self._candidates(embedding, points, input_size, size)
+        points = torch.as_tensor(build_point_grid(side) * np.array(self.frame(size))[::-1])
+        masks, ious, levels = self._candidates(embedding, points, size)
         if len(masks):
             boxes = selection.mask_boxes(masks)
             inside = ~is_box_near_crop_edge(boxes, box, [0, 0, image.shape[1], image.shape[0]])
@@ -158,41 +169,34 @@ class SamSuperpixels(SuperpixelSource):
             ranked = ious + selection.level_values(levels, settings.score_nms_offset)
             kept = selection.non_maximum_suppression(boxes, ranked, settings.box_nms_thresh)
             masks, ious, levels = masks[kept], ious[kept], levels[kept]
-        height, width = image.shape[:2]
-        masks = F.pad(masks, (x1, width - x2, y1, height - y2))
-        return (
-            masks,
-            ious,
-            levels,
-            torch.full((len(masks),), float((x2 - x1) * (y2 - y1)), device=masks.device),
-        )
+        masks = F.pad(masks, (x1, image.shape[1] - x2, y1, image.shape[0] - y2))
+        area = torch.full((len(masks),), float(size[0] * size[1]), device=masks.device)
+        return masks, ious, levels, area
 
     def _candidates(
-        self, embedding: Tensor, points: Tensor, input_size: tuple[int, int], size: tuple[int, int]
+        self, embedding: Any, points: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Masks ``[M, H, W]`` of a crop that pass gate and stability, their predicted IoU and level."""
-        batch = self.config.points_per_batch
+        batch, columns = self.config.points_per_batch, []
         if self.config.engine == "adaptive":
             found, asked = adaptive_candidates(
                 self.sam,
                 embedding,
-                points,
+                points.to(embedding.device),
                 self._gate,
                 self.settings,
-                input_size=input_size,
+                input_size=self.frame(size),
                 share=self.config.adaptive_share,
                 batch=batch,
             )
             self.prompts_asked += asked
-            masks = full_resolution(self.sam, found.logits, input_size, size) > self.sam.mask_threshold
+            masks = self.upscale(found.logits, size) > self.cut
             drawn = torch.nonzero(masks.flatten(1).any(dim=1)).flatten()
             return masks[drawn], found.predicted_iou[drawn], found.levels[drawn]
         self.prompts_asked += len(points)
-        columns: list[tuple[Tensor, Tensor, Tensor]] = []
         for start in range(0, len(points), batch):
-            part = points[start : start + batch]
-            found = _ENGINES[self.config.engine](self.sam, embedding, part, self._gate)
-            masks, alive = self._stable(found, input_size, size)
+            found = self.decode(embedding, points[start : start + batch])
+            masks, alive = self._stable(found, size)
             columns.append((masks, found.predicted_iou[alive], found.levels[alive]))
         masks, ious, levels = (torch.cat(column) for column in zip(*columns, strict=True))
         return masks, ious, levels
@@ -203,23 +207,18 @@ class SamSuperpixels(SuperpixelSource):
             predicted_iou, levels, settings.pred_iou_thresh, settings.score_thresh_offset
         )
 
-    def _stable(
-        self, found: Candidates, input_size: tuple[int, int], size: tuple[int, int], chunk: int = 64
-    ) -> tuple[Tensor, Tensor]:
+    def _stable(self, found: Candidates, size: tuple[int, int], chunk: int = 64) -> tuple[Tensor, Tensor]:
         """Masks ``[M, H, W]`` of the stable candidates, and their indices; chunked to bound the memory."""
         settings = self.settings
         masks, indices = [], []
         for start in range(0, max(len(found.logits), 1), chunk):
             part = slice(start, start + chunk)
-            logits = full_resolution(self.sam, found.logits[part], input_size, size)
-            cut = self.sam.mask_threshold
-            score = selection.stability_score(logits, settings.stability_score_offset, cut)
+            logits = self.upscale(found.logits[part], size)
+            score = selection.stability_score(logits, settings.stability_score_offset, self.cut)
             score = score + selection.level_values(found.levels[part], settings.stability_score_bias)
-            mask = logits > cut
-            keep = torch.nonzero(
-                (score >= settings.stability_score_thresh) & (logits.flatten(1).amax(dim=1) > cut)
-            ).flatten()
-            masks.append(mask[keep])
+            stable = (score >= settings.stability_score_thresh) & (logits.flatten(1).amax(dim=1) > self.cut)
+            keep = torch.nonzero(stable).flatten()
+            masks.append(logits[keep] > self.cut)
             indices.append(keep + start)
         return torch.cat(masks), torch.cat(indices)
 

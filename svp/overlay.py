@@ -1,0 +1,71 @@
+"""Superpixels drawn over their image, to be looked at."""
+
+from __future__ import annotations
+
+import colorsys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from harness.superpixels import SuperpixelMasks, SuperpixelSource, read_rgb
+
+__all__ = ["draw_superpixels", "superpixel_overlay"]
+
+_GOLDEN = 0.618033988749895  # steps of the hue by it keep neighbours apart
+
+
+def draw_superpixels(image: np.ndarray, masks: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+    """Each mask in its own colour, the smallest on top, outlined in white; what none covers stays as it is.
+
+    Args:
+        image: ``[H, W, 3]`` uint8.
+        masks: ``[K, H, W]`` bool.
+        opacity: of the colours, in 0..1.
+
+    Returns:
+        ``[H, W, 3]`` uint8.
+    """
+    owner = np.full(image.shape[:2], -1)
+    for i in np.argsort(-masks.sum(axis=(1, 2)), kind="stable"):
+        owner[masks[i]] = i
+    hues = [(i * _GOLDEN) % 1 for i in range(len(masks))]
+    colours = np.array([colorsys.hsv_to_rgb(hue, 0.9, 1.0) for hue in hues] or [(0, 0, 0)]) * 255
+    painted = (1 - opacity) * image + opacity * colours[owner]
+    result = np.where(owner[..., None] >= 0, painted, image)
+    edge = np.zeros(image.shape[:2], bool)
+    edge[:, 1:] |= owner[:, 1:] != owner[:, :-1]
+    edge[1:] |= owner[1:] != owner[:-1]
+    result[edge] = 255
+    return np.clip(np.rint(result), 0, 255).astype(np.uint8)
+
+
+def superpixel_overlay(
+    image_path: Path | str, source: SuperpixelSource, out_path: Path | str, *, image_id: int | None = None
+) -> dict[str, float | int | str]:
+    """Write the superpixels of one photograph over it, as a PNG.
+
+    Args:
+        image_path: any image file that Pillow reads.
+        source: the superpixel source.
+        out_path: of the PNG.
+        image_id: for sources that look annotations up.
+
+    Returns:
+        ``source``, ``count``, ``coverage`` (share of pixels in any), ``overlap`` (share of the covered
+        pixels in two or more) and ``out``.
+    """
+    image = read_rgb(image_path)
+    made: SuperpixelMasks = source.generate(image, image_id=image_id)
+    layers = made.masks.sum(axis=0, dtype=np.int32)
+    covered = int((layers > 0).sum())
+    out_path = Path(out_path)
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(draw_superpixels(image, made.masks)).save(out_path, format="PNG")
+    return {
+        "source": source.name,
+        "count": len(made.masks),
+        "coverage": covered / layers.size,
+        "overlap": float((layers > 1).sum()) / max(covered, 1),
+        "out": str(out_path),
+    }

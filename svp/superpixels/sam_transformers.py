@@ -1,0 +1,104 @@
+"""SAM and SAM 2 through transformers: the same selection on another implementation of the model."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.superpixels import SuperpixelConfig
+from svp.superpixels.prompting import Candidates, select_levels
+from svp.superpixels.sam import SamSuperpixels
+
+__all__ = ["TransformersSam"]
+
+
+class TransformersSam(SamSuperpixels):
+    """:class:`svp.superpixels.sam.SamSuperpixels` over ``SamModel`` or ``Sam2Model``.
+
+    SAM 2 squashes the image to a square where SAM pads it. Its three masks are taken for the same levels;
+    whether they are is not settled by its paper.
+    """
+
+    name = "sam_transformers"
+    reference = "arXiv 2312.03585 (FMA-WSSS); SAM: arXiv 2304.02643; SAM 2: arXiv 2408.00714"
+    needs_sam = False
+
+    class Config(SamSuperpixels.Config):
+        """As of ``sam``, and the checkpoint.
+
+        Attributes:
+            checkpoint: folder or hub name with safetensors weights.
+            revision: of the hub repository.
+            device: where the model runs.
+            engine: the decoder is called as it is.
+        """
+
+        checkpoint: str
+        revision: str | None = None
+        device: str = "cpu"
+        engine: Literal["official"] = "official"
+
+    def __init__(self, config: SuperpixelConfig | None = None, sam: Any = None):
+        """Load the model (safetensors only, so that weights are data and never code).
+
+        Raises:
+            ValueError: no checkpoint is named, or it holds another kind of model.
+        """
+        from transformers import AutoConfig, AutoImageProcessor, Sam2Model, SamModel
+
+        if config is None:
+            raise ValueError("superpixel source 'sam_transformers' needs 'checkpoint': a folder or hub name")
+        super().__init__(config)
+        source = {"pretrained_model_name_or_path": self.config.checkpoint, "revision": self.config.revision}
+        kind = AutoConfig.from_pretrained(**source).model_type
+        if kind not in ("sam", "sam2"):
+            raise ValueError(f"{self.config.checkpoint} holds a '{kind}', not a 'sam' or 'sam2' model")
+        model_class: Any = SamModel if kind == "sam" else Sam2Model
+        self._model = (
+            model_class.from_pretrained(**source, use_safetensors=True).eval().to(self.config.device)
+        )
+        self._processor = AutoImageProcessor.from_pretrained(**source)
+        self._padded = kind == "sam"
+
+    def encode(self, image: np.ndarray) -> Any:
+        """The model's image embeddings (a list of levels for SAM 2)."""
+        pixels = self._processor(images=image, return_tensors="pt")["pixel_values"]
+        return self._model.get_image_embeddings(pixels.to(self._model.device, self._model.dtype))
+
+    def frame(self, size: tuple[int, int]) -> tuple[int, int]:
+        """``(h, w)`` of the image inside the encoder's input: all of it for SAM 2."""
+        if not self._padded:
+            square = self._processor.size
+            return square["height"], square["width"]
+        longest = self._processor.size["longest_edge"]
+        scale = longest / max(size)
+        return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+
+    def decode(self, embedding: Any, points: Tensor) -> Candidates:
+        """Candidates of ``points`` ``[P, 2]`` that pass the quality gate."""
+        prompts = points.to(self._model.device, self._model.dtype)[None, :, None]
+        made = self._model(image_embeddings=embedding, input_points=prompts, multimask_output=True)
+        ious = made.iou_scores[0]
+        kept, places, levels = select_levels(ious, self._gate)
+        return Candidates(made.pred_masks[0].flatten(0, 1)[kept], ious.flatten()[kept], levels, places)
+
+    def upscale(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """``[M, H, W]`` logits at image resolution."""
+        result = logits[:, None].float()
+        if self._padded:
+            square = self._processor.pad_size
+            side = (square["height"], square["width"])
+            h, w = self.frame(size)
+            result = F.interpolate(result, side, mode="bilinear", align_corners=False)[..., :h, :w]
+        return F.interpolate(result, size, mode="bilinear", align_corners=False)[:, 0]
+
+    @property
+    def cut(self) -> float:
+        """0, as in the processors of transformers."""
+        return 0.0
+
+    def _given(self, embedding: Any) -> Any:
+        raise ValueError("superpixel source 'sam_transformers' takes no embedding of another SAM")

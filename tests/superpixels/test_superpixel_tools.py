@@ -1,0 +1,159 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from segment_anything import SamAutomaticMaskGenerator
+from test_sam_source import OPEN, by_content, photograph
+
+from svp.bench import bench_projector, bench_superpixels, matched_iou
+from svp.overlay import draw_superpixels, superpixel_overlay
+from svp.superpixels.adaptive import progressive_order
+from svp.superpixels.calibration import calibrate
+from svp.superpixels.grid import Grid
+from svp.superpixels.sam import SamSuperpixels
+from svp.superpixels.slic import Slic
+
+
+def rows(*spans):
+    masks = np.zeros((len(spans), 20), bool)
+    for mask, (start, stop) in zip(masks, spans, strict=True):
+        mask[start:stop] = True
+    return masks
+
+
+def test_matching_is_one_to_one_and_unmatched_counts_zero():
+    assert matched_iou(rows((0, 10), (10, 20)), rows((10, 20), (0, 10)))[0] == 1
+    # two copies of one mask cannot both match it
+    assert matched_iou(rows((0, 10), (0, 10)), rows((0, 10)))[0] == 0.5
+    assert matched_iou(rows((0, 10)), rows((0, 10), (10, 20), (3, 4)))[0] == pytest.approx(1 / 3)
+    assert matched_iou(rows((0, 10)), rows((5, 15)))[0] == pytest.approx(1 / 3)
+    assert matched_iou(rows(), rows((0, 1)))[0] == 0 and matched_iou(rows(), rows())[0] == 1
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 8, 12])
+def test_progressive_order_is_a_permutation(side):
+    assert sorted(progressive_order(side).tolist()) == list(range(side * side))
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_each_prefix_is_spread_over_the_image(level):
+    places = progressive_order(8)[: 4**level]
+    block = 8 // 2**level
+    cells = {(int(p) // 8 // block, int(p) % 8 // block) for p in places}
+    assert len(cells) == 4**level  # one point in every block
+
+
+def test_adaptive_asks_a_share_of_the_prompts_and_finds_stable_masks(sam):
+    options = OPEN | {"points_per_side": 8, "engine": "adaptive", "adaptive_share": 0.25}
+    source = SamSuperpixels(SamSuperpixels.Config(**options), sam)
+    made = source.generate(photograph())
+    assert 0 < source.prompts_asked <= 16
+    assert len(made.masks) and made.masks.any(axis=(1, 2)).all()
+
+
+def test_adaptive_stops_where_a_whole_covers_all(sam, monkeypatch):
+    options = {"preset": "official_default", "points_per_side": 8, "pred_iou_thresh": -9}
+    monkeypatch.setattr(sam, "mask_threshold", -1e4)  # every mask is the whole image
+    adaptive = SamSuperpixels(SamSuperpixels.Config(**options, engine="adaptive", adaptive_share=1), sam)
+    made = adaptive.generate(photograph())
+    assert adaptive.prompts_asked == 16  # the first of four rounds
+    assert len(made.masks) == 1 and made.masks.all()
+
+
+def test_adaptive_with_every_prompt_and_nothing_to_suppress_is_the_full_grid(sam):
+    # no whole passes, so no prompt is passed over; scores on low-resolution logits decide nothing
+    options = OPEN | {
+        "score_thresh_offset": (0.0, 0.0, -9.0),
+        "stability_score_thresh": 0.0,
+        "box_nms_thresh": 1.0,
+    }
+    full = SamSuperpixels(SamSuperpixels.Config(**options), sam)
+    adaptive = SamSuperpixels(SamSuperpixels.Config(**options, engine="adaptive", adaptive_share=1), sam)
+    one, other = full.generate(photograph(60, 90)), adaptive.generate(photograph(60, 90))
+    assert adaptive.prompts_asked == full.prompts_asked == 36
+    assert len(one.masks) > 9 and by_content(one.masks) == by_content(other.masks)
+
+
+@pytest.fixture
+def confident(sam):
+    """The random SAM with far larger logits and predicted IoU: masks pass the official thresholds."""
+    import copy
+
+    confident = copy.deepcopy(sam)
+    with torch.no_grad():
+        for mlp in confident.mask_decoder.output_hypernetworks_mlps:
+            mlp.layers[-1].weight.mul_(200)
+            mlp.layers[-1].bias.mul_(200)
+        confident.mask_decoder.iou_prediction_head.layers[-1].bias.add_(0.6)
+    confident.mask_threshold = 400.0
+    return confident
+
+
+def test_superpixel_benchmark_compares_with_the_official_generator(confident):
+    images = [photograph(seed=s) for s in range(2)]
+    result = bench_superpixels(confident, images, points_per_side=6, options={"min_mask_region_area": 4})
+    official = [SamAutomaticMaskGenerator(confident, points_per_side=6).generate(i) for i in images]
+    assert result["official_masks"] == sum(map(len, official)) > 4
+    assert (result["exact_missing"], result["exact_added"]) == (0, 0)
+    assert result["exact_matched_iou"] > 0.999
+    assert result["adaptive_prompt_share"] <= 0.25
+    assert 0 <= result["adaptive_matched_iou"] <= 1 and result["images"] == 2
+    assert all(seconds > 0 for seconds in result["seconds"].values())
+
+
+def test_projector_benchmark_counts_what_the_shapes_say():
+    result = bench_projector(
+        batches=(1, 2), superpixels=5, grid=(4, 6), vision_width=32, language_width=48, repeats=1
+    )
+    for parts in result["batches"].values():
+        assert set(parts) == {"pool", "sspe", "ssa", "mlp", "all"}
+        for name, part in parts.items():
+            assert part["flops"] == part["analytic_flops"] > 0, name
+            assert part["median_ms"] > 0
+    parameters = result["parameters"]
+    assert parameters["mlp"] == 32 * 48 + 48 + 48 * 48 + 48
+    assert parameters["all"] == parameters["mlp"] + parameters["sspe"] + parameters["ssa"]
+
+
+@pytest.mark.parametrize(
+    ("build", "low", "high"),
+    [
+        (lambda v: Grid(Grid.Config(rows=round(v), columns=4)), 1, 20),
+        (lambda v: Grid(Grid.Config(rows=round(20 / v), columns=4)), 1, 20),  # falls where the other rises
+        (lambda v: Slic(Slic.Config(segments=round(v))), 2, 60),
+    ],
+)
+def test_calibration_finds_the_wanted_count(build, low, high):
+    images = [photograph(80, 60, seed) for seed in range(2)]
+    found = calibrate(build, images, 24, low=low, high=high, tolerance=0.1)
+    assert found.reached and abs(found.mean_count - 24) <= 2.4
+    counts = [len(build(found.value).generate(i).masks) for i in images]
+    assert list(found.counts) == counts and found.mean_count == np.mean(counts)
+
+
+def test_calibration_says_when_the_count_cannot_be_had():
+    image = photograph(40, 40)
+    found = calibrate(lambda v: Grid(Grid.Config(rows=round(v), columns=1)), [image], 30, low=1, high=5)
+    assert not found.reached and found.mean_count == 5 and dict(found.tried)[1] == 1
+    with pytest.raises(ValueError, match="images"):
+        calibrate(lambda v: Grid(), [], 30, low=1, high=5)
+
+
+def test_overlay_paints_the_smallest_on_top_and_leaves_the_rest():
+    image = np.full((12, 12, 3), 100, np.uint8)
+    masks = np.zeros((2, 12, 12), bool)
+    masks[1, 2:10, 2:10] = masks[0, 4:8, 4:8] = True
+    drawn = draw_superpixels(image, masks)
+    assert (drawn[0, 0] == 100).all() and (drawn[11, 11] == 100).all()
+    inner, outer = drawn[6, 6], drawn[9, 5]
+    assert (inner != outer).any() and (inner != 100).any() and (outer != 100).any()
+    assert (drawn[4, 5] == 255).all()  # the outline
+    assert np.array_equal(draw_superpixels(image, masks[:0]), image)
+
+
+def test_overlay_of_a_file(tmp_path):
+    Image.fromarray(photograph(30, 40)).save(tmp_path / "photo.png")
+    out = tmp_path / "deep" / "overlay.png"
+    said = superpixel_overlay(tmp_path / "photo.png", Grid(Grid.Config(rows=2, columns=3)), out)
+    assert (said["count"], said["coverage"], said["overlap"]) == (6, 1.0, 0.0)
+    assert np.array(Image.open(out)).shape == (30, 40, 3)
