@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from harness.config import ConfigError, RunConfig, StudyConfig, SuperpixelConfig, load_study, resolve_study
-from harness.data.options import DataOptions, ReferData, SyntheticData, expand_root
+from harness.data.options import ReferData, SyntheticData, expand_root
 from harness.files import digest, read_json, write_json
 
 __all__ = ["Plan"]
@@ -98,8 +98,7 @@ class Plan:
     def pretrain_spec(self, run: RunConfig, part: str) -> dict[str, Any]:
         """What one tiny model (``vision``, ``language`` or ``sam``) depends on.
 
-        Encoders of another domain are pretrained on that of the config's ``pretrain`` data: the
-        prepared data itself where it has a pool, else the default synthetic pool.
+        Its pool is that of the study's synthetic data; real data takes the default synthetic pool.
         """
         models = run.models
         assert models.pretrain is not None
@@ -116,9 +115,8 @@ class Plan:
     def pool_options(self, run: RunConfig) -> SyntheticData:
         """The synthetic data whose pool the tiny models are pretrained on."""
         if isinstance(run.data, SyntheticData):
-            # The leak is made in the splits; the pool is the same, and so are the tiny models.
-            return run.data.model_copy(update={"overlap": 0.0})
-        return SyntheticData()
+            return run.data.pool_only()
+        return SyntheticData().pool_only()
 
     def pool_spec(self, run: RunConfig) -> dict[str, Any]:
         """What the pretraining pool depends on."""
@@ -137,7 +135,7 @@ class Plan:
 
     def pool_key(self, run: RunConfig) -> str:
         """Key of the data that holds the pretraining pool."""
-        return f"synthetic-{digest(self.pool_spec(run))}"
+        return f"pool-{digest(self.pool_spec(run))}"
 
     def superpixel_spec(self, run: RunConfig) -> dict[str, Any] | None:
         """What the superpixels depend on."""
@@ -178,11 +176,6 @@ class Plan:
         """The arrays that a run reads."""
         extras = tuple(n for n in ("levels", "cls_attention", "keys") if n in run.needs)
         return ("patches", "sam", *extras)
-
-    def data_options(self, key: str) -> DataOptions:
-        """The options of the data called ``key``, prepared data and pretraining pool alike."""
-        run = self.owner(key)
-        return run.data if key == self.data_key(run) else self.pool_options(run)
 
     # --- who needs what --------------------------------------------------------------------------
 
@@ -265,9 +258,18 @@ class Plan:
         """A prepared data set."""
         return self.shared / "data" / key
 
+    def pool_dir(self, run: RunConfig) -> Path:
+        """The pool that a run's tiny models are pretrained on."""
+        return self.data_dir(self.pool_key(run)) / "pool"
+
     def model_dir(self, key: str) -> Path:
         """A pretrained tiny model."""
         return self.shared / "pretrained" / key
+
+    @staticmethod
+    def is_pretrained(run: RunConfig, part: str) -> bool:
+        """Whether the workflow itself trains a run's ``vision``, ``language`` or ``sam``."""
+        return bool(getattr(run.models, part).source == "pretrained")
 
     def model_source(self, run: RunConfig, part: str) -> str:
         """Where a run's ``vision``, ``language`` or ``sam`` is loaded from: folder, checkpoint or name."""
@@ -334,7 +336,7 @@ class Plan:
 
     def pretrain_inputs(self, key: str) -> list[Path]:
         """Files that pretraining of the model called ``key`` reads."""
-        return [self.data_dir(self.pool_key(self.owner(key))) / "prepared" / "summary.json"]
+        return [self.pool_dir(self.owner(key)) / "summary.json"]
 
     def feature_inputs(self, key: str) -> list[Path]:
         """Files that the feature cache called ``key`` is computed from."""

@@ -44,7 +44,9 @@ class Superpixels:
         total = int(self.lengths.sum())
         for name in ("occupancy", "weights", "boxes", "areas"):
             if getattr(self, name).shape[0] != total:
-                raise ValueError(f"superpixels: {name} has {getattr(self, name).shape[0]} rows, lengths {total}")
+                raise ValueError(
+                    f"superpixels: {name} has {getattr(self, name).shape[0]} rows, lengths {total}"
+                )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Superpixels:
         """The same superpixels on ``device``, floating arrays in ``dtype``."""

@@ -23,6 +23,7 @@ __all__ = ["StageName", "run_stage"]
 
 StageName = Literal[
     "prepare",
+    "pool",
     "pretrain",
     "features",
     "superpixels",
@@ -40,20 +41,29 @@ StageName = Literal[
 def _prepare(plan: Plan, key: str) -> None:
     from harness.data.prepare import prepare_data
 
-    prepare_data(plan.data_options(key), plan.data_dir(key))
+    prepare_data(plan.owner(key).data, plan.data_dir(key))
+
+
+def _pool(plan: Plan, key: str) -> None:
+    from harness.data.synthetic import generate_pool
+
+    generate_pool(plan.pool_options(plan.owner(key)), plan.data_dir(key))
 
 
 def _pretrain(plan: Plan, key: str) -> None:
     from harness.pretraining import pretrain
 
     run = plan.owner(key)
-    pretrain(part_of(key), run, plan.data_dir(plan.pool_key(run)) / "pool", plan.model_dir(key))
+    pretrain(part_of(key), run, plan.pool_dir(run), plan.model_dir(key))
 
 
 def _features(plan: Plan, key: str) -> None:
+    from harness.data.tables import load_tables, refuse_shared
     from harness.features import feature_stage
 
     run, item = plan.owner(key), part_of(key)
+    if plan.is_pretrained(run, "sam" if item == "sam" else "vision"):
+        refuse_shared(load_tables(plan.prepared_dir(run)), load_tables(plan.pool_dir(run)))
     model = plan.model_source(run, "sam" if item == "sam" else "vision")
     feature_stage(item, run, plan.data_dir(plan.data_key(run)), model, plan.feature_dir(key))
 
@@ -144,6 +154,7 @@ def _publish(plan: Plan) -> None:
 
 _SHARED: dict[str, Callable[[Plan, str], None]] = {
     "prepare": _prepare,
+    "pool": _pool,
     "pretrain": _pretrain,
     "features": _features,
     "superpixels": _superpixels,

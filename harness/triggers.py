@@ -6,7 +6,6 @@ Snakemake does not see a change in an imported package; each rule carries one of
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 from harness.codehash import code_hash
@@ -19,7 +18,9 @@ __all__ = [
     "checkpoint_trigger",
     "efficiency_trigger",
     "feature_trigger",
+    "pool_trigger",
     "predict_trigger",
+    "publish_trigger",
     "prepare_trigger",
     "pretrain_trigger",
     "projector_code",
@@ -42,7 +43,12 @@ def projector_code(run: RunConfig) -> str:
 
 def prepare_trigger(plan: Plan, key: str) -> str:
     """Data options, reader and generator."""
-    return digest([plan.data_options(key).model_dump(mode="json"), code_hash("harness.data.prepare")])
+    return digest([plan.data_spec(plan.owner(key)), code_hash("harness.data.prepare")])
+
+
+def pool_trigger(plan: Plan, key: str) -> str:
+    """What the pretraining pool holds, and the generator."""
+    return digest([plan.pool_spec(plan.owner(key)), code_hash("harness.data.synthetic")])
 
 
 def pretrain_trigger(plan: Plan, key: str) -> str:
@@ -118,8 +124,15 @@ def efficiency_trigger(plan: Plan) -> str:
 
 def report_trigger(plan: Plan, *modules: str) -> str:
     """The study's words and rows, and the modules that write a report from its files."""
-    words = _without(plan.study.model_dump(mode="json"), "tracking_uri", "results")
-    return digest([words, list(plan.runs), code_hash(*(m for m in modules if find_spec(m)))])
+    words = plan.study.model_dump(
+        mode="json", include={"study", "title", "notes", "effort", "bootstrap_resamples", "reference_row"}
+    )
+    return digest([words, list(plan.runs), code_hash(*modules)])
+
+
+def publish_trigger(plan: Plan) -> str:
+    """The whole resolved study, as every value is mirrored, and how."""
+    return digest([plan.as_json(), code_hash("harness.tracking")])
 
 
 def part_of(key: str) -> str:

@@ -77,6 +77,11 @@ class SyntheticData(_Options):
     overlap: float = Field(0.0, ge=0, le=1)
     train_pool: Literal["joint", "clean"] = "joint"
 
+    def pool_only(self) -> SyntheticData:
+        """The same options with all that the pretraining pool does not depend on at its default."""
+        kept = ("seed", "image_size", "domain", "pool_images", "objects", "train_expressions")
+        return SyntheticData(**{name: getattr(self, name) for name in kept})
+
     @model_validator(mode="after")
     def _ordered(self) -> SyntheticData:
         for name, least in (("objects", 3), ("train_expressions", 1), ("eval_expressions", 1)):

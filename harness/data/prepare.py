@@ -25,7 +25,7 @@ __all__ = ["Tables", "check_leakage", "index_images", "load_tables", "prepare", 
 def prepare_data(options: SyntheticData | ReferData, out_dir: Path | str) -> None:
     """What the workflow's prepare job calls: everything a study reads, below ``out_dir``.
 
-    Synthetic data writes ``refer/``, ``prepared/`` and ``pool/``; a REFER folder only ``prepared/``.
+    Synthetic data writes ``refer/`` and ``prepared/``; a REFER folder only ``prepared/``.
 
     Args:
         options: what data, see ``harness.data.options``.

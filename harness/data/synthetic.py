@@ -75,7 +75,7 @@ class _Drawn:
 
 
 def generate(config: SyntheticData, out_dir: Path | str) -> dict[str, Any]:
-    """Write the datasets (``refer/``), their prepared tables (``prepared/``) and the pool (``pool/``).
+    """Write the datasets (``refer/``) and their prepared tables (``prepared/``).
 
     Every expression is held against its scene by the checker before this returns.
 
@@ -88,7 +88,6 @@ def generate(config: SyntheticData, out_dir: Path | str) -> dict[str, Any]:
 
     Raises:
         AmbiguousExpressionError: an expression does not single out its target (a fault of the grammar).
-        ValueError: the pool shares an image with a split.
     """
     out_dir = Path(out_dir)
     refer = out_dir / "refer"
@@ -117,8 +116,6 @@ def generate(config: SyntheticData, out_dir: Path | str) -> dict[str, Any]:
     prepare(
         refer, sets, out_dir / "prepared", image_root="..", relative_to=out_dir, train_pool=config.train_pool
     )
-    _write_pool(config, out_dir / "pool")
-    _refuse_shared(out_dir)
     figures = difficulty(out_dir)
     write_json(out_dir / "prepared" / "difficulty.json", figures)
     return figures
@@ -187,7 +184,14 @@ def _leak(
     return added
 
 
-def _write_pool(config: SyntheticData, folder: Path) -> None:
+def generate_pool(config: SyntheticData, out_dir: Path | str) -> None:
+    """Write the pretraining pool (``pool/``): images of no split, with every detail named.
+
+    Args:
+        config: of it, only what :meth:`SyntheticData.pool_only` keeps is read.
+        out_dir: where; the folder may hold the splits too.
+    """
+    folder = Path(out_dir) / "pool"
     writer, scenes, parts = ReferWriter(), [], []
     for drawn in _draw_split(config, _POOL):
         scenes.append(drawn.scene)
@@ -224,14 +228,6 @@ def _write_pool(config: SyntheticData, folder: Path) -> None:
     )
     annotations = tables.annotations.merge(looks, on="ann_id", validate="one_to_one")
     write_tables(folder, {"annotations": annotations, "parts": pd.DataFrame(parts)}, summary)
-
-
-def _refuse_shared(out_dir: Path) -> None:
-    main = load_tables(out_dir / "prepared").images
-    pool = load_tables(out_dir / "pool").images
-    shared = set(main["sha256"]) & set(pool["sha256"])
-    if shared:
-        raise ValueError(f"{out_dir}/pool shares {len(shared)} images with a split; choose another seed")
 
 
 def _save(drawn: _Drawn, folder: Path) -> None:

@@ -171,3 +171,16 @@ def check_leakage(tables: Tables) -> pd.DataFrame:
     both.loc[both["image_id"] == both["held_out_id"], "by"] = "image_id"
     columns = ["image_id", "train_dataset", "held_out_id", "held_out_dataset", "held_out_split", "by"]
     return both[columns].sort_values(columns).reset_index(drop=True)
+
+
+def refuse_shared(prepared: Tables, pool: Tables) -> None:
+    """Refuse a pretraining pool that holds an image of the prepared data.
+
+    Raises:
+        ValueError: the same bytes stand in both.
+    """
+    shared = set(prepared.images["sha256"]) & set(pool.images["sha256"])
+    if shared:
+        raise ValueError(
+            f"{pool.folder} shares {len(shared)} images with {prepared.folder}; take another seed"
+        )

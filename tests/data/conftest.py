@@ -7,7 +7,7 @@ import pytest
 from refer_folder import Folder
 
 from harness.data.options import SyntheticData
-from harness.data.synthetic import generate
+from harness.data.synthetic import generate, generate_pool
 
 
 @pytest.fixture
@@ -41,6 +41,7 @@ def synthetic(tmp_path_factory) -> Path:
     """The default data with its whole val split and little of the others."""
     out = tmp_path_factory.mktemp("synthetic")
     generate(SMALL, out)
+    generate_pool(SMALL, out)
     return out
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,8 @@ from harness.data.phenomena import tag_phenomenon
 from harness.data.prepare import prepare
 from harness.data.refer import read_refer
 from harness.data.scenes import COLORS, Scene, compose, named_generator
-from harness.data.synthetic import generate
-from harness.data.tables import check_leakage, load_tables
+from harness.data.synthetic import generate, generate_pool
+from harness.data.tables import check_leakage, load_tables, refuse_shared
 from harness.data.wording import VOCABULARY
 from harness.files import sha256_file
 
@@ -179,6 +180,22 @@ def tiny(tmp_path_factory, tiny_options):
 def test_same_seed_same_bytes(tmp_path, tiny, tiny_options):
     generate(tiny_options, tmp_path)
     assert hashes(tmp_path) == hashes(tiny)
+
+
+def test_the_pool_hangs_on_nothing_of_the_splits(tmp_path, tiny_options):
+    generate_pool(tiny_options, tmp_path / "a")
+    generate_pool(
+        tiny_options.model_copy(update={"train_images": 9, "overlap": 0.5}).pool_only(), tmp_path / "b"
+    )
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
+
+
+def test_a_pool_that_shares_an_image_is_refused(synthetic):
+    tables, pool = load_tables(synthetic / "prepared"), load_tables(synthetic / "pool")
+    refuse_shared(tables, pool)
+    images = pd.concat([pool.images, tables.images.head(2)], ignore_index=True)
+    with pytest.raises(ValueError, match="shares 2 images"):
+        refuse_shared(tables, replace(pool, images=images))
 
 
 def test_another_seed_shares_no_image(tmp_path, tiny, tiny_options):

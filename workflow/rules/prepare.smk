@@ -1,3 +1,22 @@
+# The tiny models need the pool alone: they start while the splits are still being drawn.
+rule pool:
+    output:
+        PLAN.data_dir("{key}") / "pool" / "summary.json",
+    log:
+        "logs/shared/pool/{key}.log",
+    priority: 110
+    resources:
+        mem_mb=2000,
+        runtime=60,
+        cpus_per_task=1,
+    params:
+        code=lambda wildcards: triggers.pool_trigger(PLAN, wildcards.key),
+    message:
+        "pool {wildcards.key}"
+    shell:
+        "svp stage pool --key {wildcards.key} &> {log}"
+
+
 # Raw data are checked by the job, never named as input: the plan is made without them.
 rule prepare:
     output:

@@ -9,7 +9,7 @@ rule publish:
     log:
         f"logs/{STUDY}/publish.log",
     params:
-        code=lambda wildcards: triggers.report_trigger(PLAN, "harness.tracking"),
+        code=lambda wildcards: triggers.publish_trigger(PLAN),
     message:
         "publish to MLflow"
     shell:
