@@ -329,21 +329,6 @@ def _explain(error: ValidationError, where: str) -> ConfigError:
     return ConfigError(f"{where}{': ' + place if place else ''}: {message}")
 
 
-def expand(value: str) -> str:
-    """``value`` with ``${NAME}`` taken from the environment.
-
-    Raises:
-        ConfigError: a variable is not set.
-    """
-    out = os.path.expandvars(value)
-    if "${" in out:
-        name = out.split("${", 1)[1].split("}", 1)[0]
-        raise ConfigError(
-            f"'{value}' needs the environment variable {name}; set it, or pass --config data_root=…"
-        )
-    return out
-
-
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for key, value in over.items():
@@ -429,7 +414,8 @@ def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]
         for key, value in row.set.items():
             _apply(blocks, key, value, root, f"config: rows: {row.name}: set")
         if "root" in blocks["data"]:
-            blocks["data"]["root"] = expand(blocks["data"]["root"])
+            # Left as it stands where the variable is unset: a plan needs no raw data, a run checks for it.
+            blocks["data"]["root"] = os.path.expandvars(blocks["data"]["root"])
         if not {"superpixels"} & set(info.needs):
             blocks["superpixels"] = None
         for seed in study.seeds:

@@ -1,0 +1,112 @@
+"""Starting again after a kill: the lock, jobs left behind, and the file lists the rules write out."""
+
+import ast
+import json
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from harness.launch import abandoned_jobs, workflows
+from harness.reporting.figures import FIGURE_NAMES
+from harness.reporting.tables import TABLE_FILES
+
+SLEEP = "import time; time.sleep(60)"
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a sleeping process whose command line ends with the given words."""
+    started = []
+
+    def go(*words, folder=tmp_path):
+        started.append(subprocess.Popen([sys.executable, "-c", SLEEP, *words], cwd=folder))
+        time.sleep(0.3)
+        return started[-1]
+
+    yield go
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_job_without_its_workflow_is_found_by_folder(start, tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    mine = start("harness.cli", "stage", "train", folder=tmp_path / "here")
+    start("harness.cli", "stage", "train", folder=tmp_path / "there")
+    start("something", "else", folder=tmp_path / "here")
+    assert [p.pid for p in abandoned_jobs(tmp_path / "here")] == [mine.pid]
+    assert workflows(tmp_path / "here") == []
+
+
+def test_the_lock_of_a_killed_run_is_lifted_and_its_job_is_stopped(edited, start):
+    locks = edited.path / ".snakemake" / "locks"
+    job = start("harness.cli", "stage", "train", folder=edited.path)
+    (locks / "0.output.lock").write_text("results/default/published.json\n")
+    (edited.path / "results/default/published.json").unlink()
+    assert "locked" in "".join(edited.snakemake().stderr.lower().split("\n"))
+
+    done = edited.run("harness.cli", "run")
+    assert done.returncode == 0, done.stderr
+    assert "lifting the lock" in done.stderr
+    assert f"stopping jobs of an interrupted run (processes {job.pid})" in done.stderr
+    assert not psutil.pid_exists(job.pid) or job.poll() is not None
+
+
+def test_a_running_workflow_keeps_its_lock(edited):
+    fake = edited.path / "snakemake"
+    fake.write_text(SLEEP)
+    running = subprocess.Popen([sys.executable, str(fake)], cwd=edited.path)
+    try:
+        time.sleep(0.3)
+        done = edited.run("harness.cli", "run")
+        assert done.returncode == 1
+        assert f"a Snakemake (process {running.pid}) already works in" in done.stderr
+        assert running.poll() is None
+    finally:
+        running.kill()
+        running.wait()
+
+
+def test_run_prints_the_table_and_where_everything_lies(edited):
+    (edited.path / "results/default/tables/main.md").write_text("| a table |")
+    done = edited.run("harness.cli", "run")
+    assert done.returncode == 0, done.stderr
+    assert "| a table |" in done.stdout
+    assert "results/default/figures" in done.stderr and "MLflow" in done.stderr
+
+
+def test_two_processes_are_never_at_one_job(tmp_path, monkeypatch):
+    from harness.stages import _only_one
+
+    monkeypatch.chdir(tmp_path)
+    with _only_one("train-x-1"):
+        with pytest.raises(ValueError, match="is at train-x-1 already"), _only_one("train-x-1"):
+            pass
+        with _only_one("train-x-2"):
+            pass
+    with _only_one("train-x-1"):
+        pass
+
+
+def test_rules_declare_what_the_reports_write(request):
+    text = (request.config.rootpath / "workflow" / "Snakefile").read_text()
+    lists = {
+        name: ast.literal_eval(text.split(f"{name} = ", 1)[1].split("]", 1)[0] + "]")
+        for name in ("FIGURES", "TABLES")
+    }
+    assert lists["FIGURES"] == list(FIGURE_NAMES)
+    assert sorted([*lists["TABLES"], "main.md"]) == sorted(TABLE_FILES)
+
+
+def test_snapshot_copies_tables_and_says_what_made_them(edited):
+    assert edited.run("harness.cli", "snapshot", "--command", "make run").returncode == 0
+    folder = edited.path / "results/reference/default"
+    assert (folder / "tables/scores.csv").read_bytes() == (
+        edited.path / "results/default/tables/scores.csv"
+    ).read_bytes()
+    made_by = json.loads((folder / "provenance.json").read_text())
+    assert made_by["command"] == "make run" and made_by["versions"]["torch"]

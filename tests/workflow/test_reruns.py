@@ -1,0 +1,98 @@
+"""What reruns after which edit: real Snakemake, real plan and hashes, stages that only write their files."""
+
+import re
+import time
+
+import pytest
+
+# Sums over all rows; they follow whatever changes below them.
+POOL = "pooled = F.adaptive_avg_pool2d("
+RETURN = "        return VisualTokens"
+ALL_AFTER_FEATURES = {"train", "predict", "score", "time", "write", "draw", "publish"}
+REPORTS = {
+    "time every projector, alone on the machine",
+    "write the tables",
+    "draw the figures",
+    "publish to MLflow",
+}
+OVERLAYS = "draw predictions over images"
+
+
+def row(*runs: str, stages: tuple[int, ...] = (1, 2)) -> set[str]:
+    """Jobs of trained runs."""
+    words = {1: "stage 1 (language model frozen)", 2: "stage 2 (with LoRA)"}
+    jobs = {f"train {run}, {words[stage]}" for run in runs for stage in stages}
+    return jobs | {f"{stage} {run}" for run in runs for stage in ("predict", "score")}
+
+
+def test_a_second_run_finds_nothing_to_do_at_once(finished):
+    started = time.monotonic()
+    done = finished.snakemake()
+    assert time.monotonic() - started < 10
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_comments_docstrings_and_layout_rerun_nothing(edited):
+    edited.edit("baselines/avg_pool.py", '"""Average pooling', '"""A mean over cells: average pooling')
+    edited.edit("baselines/avg_pool.py", "        size = ", "        # coarser\n        size  =  ")
+    edited.edit("harness/training.py", "import json", "# lines of the log\nimport json")
+    edited.edit("svp/projector.py", "\nclass ", "\n\n\nclass ")
+    assert edited.planned() == set()
+
+
+def test_an_edited_projector_is_trained_again_and_no_other(edited):
+    edited.edit("baselines/avg_pool.py", POOL, POOL.replace("= ", "= 1.5 * "))
+    jobs = edited.planned()
+    assert jobs - {OVERLAYS} == row("avg_pool.base.36.s0", "avg_pool.base.9.s0") | REPORTS
+
+
+def test_an_edited_base_is_followed_to_the_controls_that_stand_on_it(edited):
+    edited.edit("svp/projector.py", RETURN, "        assert True\n" + RETURN)
+    jobs = edited.planned()
+    trained = {job for job in jobs if job.startswith("train ")}
+    assert {re.sub(r"^train (\w+)\..*", r"\1", job) for job in trained} == {"svp", "svp_slic"}
+    assert "predict text_blind.base.auto.s0" in jobs
+    assert "predict mlp.base.auto.s0" not in jobs
+
+
+def test_an_edited_metric_scores_again_and_trains_nothing(edited):
+    edited.edit("harness/metrics.py", "def score_stage(", "NEW_CONSTANT = 1\n\n\ndef score_stage(")
+    jobs = edited.planned()
+    assert {job.split()[0] for job in jobs - REPORTS - {OVERLAYS}} == {"score"}
+    assert len([job for job in jobs if job.startswith("score ")]) == 9
+
+
+@pytest.mark.parametrize(
+    ("setting", "kinds"),
+    [
+        ("title=Another", {"write", "draw", "publish"}),
+        ("set={training.checkpoint_every: 7}", {"publish"}),
+        (
+            "set={training.stage2_steps: 77}",
+            {"train", "predict", "score", "time", "write", "draw", "publish"},
+        ),
+        ("set={protocol.threshold: 0.5}", {"predict", "score", "write", "draw", "publish"}),
+    ],
+)
+def test_a_value_reruns_what_it_can_change(finished, setting, kinds):
+    jobs = finished.planned("--config", setting)
+    assert {job.split()[0] for job in jobs} == kinds
+    assert not any("stage 1" in job for job in jobs)
+
+
+def test_another_study_shares_data_models_superpixels_and_features(finished):
+    jobs = finished.planned("--config", "study=other")
+    assert {job.split()[0] for job in jobs} == ALL_AFTER_FEATURES
+
+
+def test_the_plan_of_one_row_asks_for_no_other_artefact(finished):
+    jobs = finished.planned("--config", "study=single", "rows=[mlp]", "set={data.seed: 5}")
+    shared = [job.split("-")[0] for job in jobs if job.split()[0] in ("features", "superpixels", "pretrain")]
+    features = ["features patches", "features sam"]
+    assert sorted(shared) == [*features, "pretrain language", "pretrain sam", "pretrain vision"]
+
+
+def test_a_dry_run_writes_nothing(edited):
+    before = {path: path.stat().st_mtime_ns for path in (edited.path / "results").rglob("*")}
+    edited.planned("--config", "study=never")
+    assert {path: path.stat().st_mtime_ns for path in (edited.path / "results").rglob("*")} == before
