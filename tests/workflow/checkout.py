@@ -18,7 +18,7 @@ from typing import Literal
 from harness.plan import Plan
 
 StageName = Literal[
-    "prepare", "pretrain", "features", "superpixels", "train", "predict", "score",
+    "prepare", "pool", "pretrain", "features", "superpixels", "train", "predict", "score",
     "efficiency", "tables", "figures", "overlays", "publish",
 ]
 TABLES = [
@@ -33,6 +33,7 @@ def run_stage(name, config, *, key=None, run=None, stage=None):
     outputs = {
         "prepare": lambda: [plan.data_dir(key) / "prepared" / f for f in (
             "summary.json", "images.parquet", "annotations.parquet", "expressions.parquet")],
+        "pool": lambda: [plan.data_dir(key) / "pool" / "summary.json"],
         "pretrain": lambda: [plan.model_dir(key) / "done.json"],
         "features": lambda: [plan.feature_dir(key) / "index.json"],
         "superpixels": lambda: [plan.superpixel_dir(key) / "manifest.json"],

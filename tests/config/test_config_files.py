@@ -1,0 +1,146 @@
+"""Every file under config/ can be run, and what cannot be run is refused by name."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harness.config import BLOCKS, ConfigError, RunConfig, StudyConfig, load_study, read_study, resolve_study
+from harness.plan import Plan
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+STUDIES = sorted((ROOT / "config" / "studies").glob("*.yaml"))
+
+
+def merged(*paths: Path) -> dict:
+    """Several ``--configfile`` on top of the default, as Snakemake merges them."""
+    raw: dict = {}
+    for path in (ROOT / "config" / "default.yaml", *paths):
+        for key, value in yaml.safe_load(path.read_text()).items():
+            both = isinstance(value, dict) and isinstance(raw.get(key), dict)
+            raw[key] = {**raw[key], **value} if both else value
+    return raw
+
+
+def default(**changes) -> list[RunConfig]:
+    return resolve_study(load_study({**merged(), **changes}), ROOT)
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_goes_with_every_study(config, study):
+    plan = Plan.from_raw(merged(config, study), ROOT)
+    assert plan.runs
+    assert plan.study.reference_row in {run.projector for run in plan.trained}
+
+
+@pytest.mark.parametrize("path", [*CONFIGS, *STUDIES], ids=lambda p: p.stem)
+def test_reading_a_study_merges_as_snakemake_does(path):
+    assert read_study(path, ROOT) == merged(path)
+
+
+def test_the_default_study_holds_the_agreed_rows():
+    rows = [(run.projector, run.budget, run.acts_on) for run in default()]
+    assert rows == [
+        ("svp", None, "training"),
+        ("mlp", None, "training"),
+        ("avg_pool", 36, "training"),
+        ("avg_pool", 9, "training"),
+        ("c_abstractor", 36, "training"),
+        ("svp_slic", None, "training"),
+        ("random_keep", 36, "training"),
+        ("text_blind", None, "run"),
+        ("oracle", None, "superpixels"),
+    ]
+
+
+def test_slic_control_differs_from_svp_in_its_superpixels_alone():
+    runs = {run.projector: run for run in default()}
+    svp, slic = runs["svp"], runs["svp_slic"]
+    assert svp.superpixels.source == "sam" and slic.superpixels.source == "slic"
+    names = ("projector", "source", "kind", "superpixels")
+    assert svp.model_dump(exclude=set(names)) == slic.model_dump(exclude=set(names))
+
+
+def test_deltas_reach_the_rows_they_name():
+    rows = ["mlp", {"name": "avg_pool", "budget": 9, "set": {"training.learning_rate": 0.5}}]
+    runs = default(rows=rows, set={"training.warmup_steps": 3})
+    assert [run.training.warmup_steps for run in runs] == [3, 3]
+    assert runs[1].training.learning_rate == 0.5 != runs[0].training.learning_rate
+
+
+def test_quick_shortens_the_schedule_and_a_study_may_say_otherwise():
+    quick, full = default(effort="quick")[0], default(effort="full")[0]
+    assert quick.training.stage1_steps < full.training.stage1_steps
+    own = default(effort="quick", set={"training.stage1_steps": 7})[0]
+    assert own.training.stage1_steps == 7
+
+
+def test_a_projector_of_a_lone_file_stands_in_the_table_under_its_label(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        (ROOT / "baselines" / "avg_pool.py").read_text().replace('name = "avg_pool"', 'name = "mine"')
+    )
+    runs = default(rows=["mlp", {"name": str(file), "label": "ours", "budget": 9}])
+    assert runs[1].id == "ours.base.9.s0"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sees": [1]}, "did you mean 'seeds'"),
+        (
+            {"set": {"training.stage1_step": 1}},
+            "training: unknown key 'stage1_step'; did you mean 'stage1_steps'",
+        ),
+        ({"set": {"trainin.stage1_steps": 1}}, "did you mean 'training'"),
+        ({"set": {"data.train_image": 1}}, "train_image"),
+        ({"superpixels": "slick"}, "did you mean 'slic'"),
+        ({"rows": ["mpl"]}, "did you mean 'mlp'"),
+        ({"rows": [{"name": "mlp", "budgt": 3}]}, "did you mean 'budget'"),
+        ({"rows": [{"name": "svp", "config": {"layrs": 3}}]}, "svp"),
+        ({"rows": ["mlp", {"name": "text_blind"}]}, "'of' must name one of mlp"),
+        ({"effort": "fast"}, "effort"),
+        ({"set": {"training.stage1_steps": "many"}}, "stage1_steps"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        default(**changes)
+
+
+def test_readme_names_every_key():
+    text = (ROOT / "config" / "README.md").read_text()
+    assert [key for key in StudyConfig.model_fields if f"`{key}`" not in text] == []
+    assert [block for block in BLOCKS if f"parts/{block}" not in text] == []
+
+
+def test_plan_survives_the_file(tmp_path):
+    plan = Plan.from_raw(merged(), ROOT)
+    plan.save(tmp_path / "config.json")
+    assert Plan.load(tmp_path / "config.json").as_json() == plan.as_json()
+
+
+def test_keys_follow_what_an_artefact_depends_on():
+    def keys(**changes) -> tuple:
+        plan = Plan.from_raw({**merged(), **changes}, ROOT)
+        run = plan.runs["svp.base.auto.s0"]
+        sam = plan.model_key(run, "sam")
+        return plan.data_key(run), sam, plan.superpixel_key(run), plan.feature_key(run, "patches")
+
+    base = keys()
+    assert keys(set={"training.learning_rate": 1.0}) == base
+    changed = keys(set={"models.pretrain.sam_steps": 1})
+    assert [a == b for a, b in zip(base, changed, strict=True)] == [True, False, False, True]
+    changed = keys(set={"data.val_images": 3})
+    assert [a == b for a, b in zip(base, changed, strict=True)] == [False, True, False, False]
+    changed = keys(set={"data.seed": 3})
+    assert [a == b for a, b in zip(base, changed, strict=True)] == [False, False, False, False]
+
+
+def test_real_data_are_missed_by_name(tmp_path):
+    raw = {**merged(ROOT / "config" / "real_sample.yaml"), "data_root": str(tmp_path)}
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ConfigError, match=r"refcoco/refs\(unc\).p is not there"):
+        Plan.from_raw(raw, ROOT).check_inputs()

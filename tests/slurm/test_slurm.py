@@ -1,0 +1,50 @@
+"""The Slurm profile: what it must and must not say, and a study through a real Slurm where there is one."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "workflow"))
+
+from checkout import Checkout  # noqa: E402
+
+PROFILE = ROOT / "slurm" / "config.yaml"
+
+
+def test_the_profile_polls_with_squeue_and_keeps_retries_to_itself():
+    profile = yaml.safe_load(PROFILE.read_text())
+    assert profile["executor"] == "slurm" and profile["jobs"] > 1
+    assert profile["slurm-status-command"] == "squeue"
+    for rules in (ROOT / "workflow" / "rules").glob("*.smk"):
+        assert "retries:" not in rules.read_text(), f"{rules.name}: the jobs inside would retry once more"
+    # a workflow profile would silently replace the executor
+    assert not (ROOT / "workflow" / "profiles").exists() and not (ROOT / "profiles").exists()
+
+
+def test_every_rule_asks_slurm_for_memory_time_and_cpus():
+    for rules in (ROOT / "workflow" / "rules").glob("*.smk"):
+        text = rules.read_text()
+        for wanted in ("mem_mb", "runtime", "cpus_per_task"):
+            assert wanted in text or rules.stem == "publish", f"{rules.name} has no {wanted}"
+
+
+def _slurm_is_up() -> bool:
+    if shutil.which("sinfo") is None:
+        return False
+    return subprocess.run(["sinfo", "-h"], capture_output=True, timeout=20).returncode == 0
+
+
+@pytest.mark.slurm
+@pytest.mark.skipif(not _slurm_is_up(), reason="no Slurm here: tests/slurm/slurm_up.sh starts one (root)")
+def test_a_study_goes_through_slurm(tmp_path):
+    checkout = Checkout.at(tmp_path / "repo", fake_stages=True)
+    rows = "rows=[mlp, {name: text_blind, of: mlp}]"
+    done = checkout.snakemake("--profile", "slurm", "--config", rows)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (checkout.path / "results/default/published.json").is_file()
+    assert "Nothing to be done" in checkout.snakemake("--config", rows).stderr
