@@ -68,7 +68,7 @@ def test_same_masks_as_sams_own_generator(sam, engine, size):
 
 
 def test_same_masks_as_sams_own_generator_with_crops(sam):
-    image, crops = photograph(120, 90), {"crop_n_layers": 1, "points_per_side": 4}
+    image, crops = photograph(300, 260), {"crop_n_layers": 1, "points_per_side": 4, "crop_nms_thresh": 0.5}
     made = SamSuperpixels(SamSuperpixels.Config(**(OPEN | crops)), sam).generate(image)
     masks, _ = official(sam, image, **crops)
     assert len(masks) > 3
