@@ -130,3 +130,19 @@ def test_options_override_a_preset_and_unknown_ones_are_refused(sam):
         SamSuperpixels.Config(points_per_sid=8)
     with pytest.raises(ValueError, match="needs a SAM"):
         SamSuperpixels()
+
+
+def test_between_crops_the_mask_of_the_smaller_wins(sam, monkeypatch):
+    whole, detail = torch.zeros(2, 64, 64, dtype=torch.bool)
+    whole[10:31, 10:31] = detail[10:30, 10:30] = True
+
+    def crop(self, image, box, layer, embedding):
+        if box[:2] != [0, 0]:  # the other crops find nothing
+            return torch.zeros(0, 64, 64, dtype=torch.bool), *(torch.zeros(0) for _ in range(3))
+        mask, area = (whole, 64 * 64) if layer == 0 else (detail, 40 * 40)
+        return mask[None], torch.tensor([0.9]), torch.tensor([2]), torch.tensor([float(area)])
+
+    monkeypatch.setattr(SamSuperpixels, "_crop", crop)
+    config = SamSuperpixels.Config(preset="official_default", crop_n_layers=1)
+    made = SamSuperpixels(config, sam).generate(photograph(64, 64))
+    assert np.array_equal(made.masks, detail[None].numpy())
