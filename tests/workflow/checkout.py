@@ -75,7 +75,7 @@ class Checkout:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("RIS_")}
         return {**kept, "PYTHONPATH": str(self.path), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
-    def run(self, *words: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, timeout: float = 3000) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", *words],
             cwd=self.path,
@@ -85,7 +85,7 @@ class Checkout:
             timeout=timeout,
         )
 
-    def snakemake(self, *words: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    def snakemake(self, *words: str, timeout: float = 3000) -> subprocess.CompletedProcess[str]:
         return self.run("snakemake", "--cores", "2", *words, timeout=timeout)
 
     def planned(self, *words: str) -> set[str]:

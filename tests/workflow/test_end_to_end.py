@@ -14,7 +14,7 @@ import yaml
 from checkout import ROOT, Checkout
 
 pytestmark = pytest.mark.workflow
-KILL_WITHIN_S = 300
+KILL_WITHIN_S = 1500
 
 
 def study(name: str) -> str:
