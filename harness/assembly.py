@@ -81,6 +81,8 @@ class RunData:
         self.expressions: pd.DataFrame = tables.expressions
         self.annotations = tables.annotations.set_index(["dataset", "ann_id"])
         self._rle = dict(zip(self.annotations.index, self.annotations["rle"], strict=True))
+        sizes = self.annotations[["height", "width"]].to_numpy().tolist()
+        self._mask_size = dict(zip(self.annotations.index, sizes, strict=True))
         self._size = {
             image_id: (int(h), int(w))
             for image_id, h, w in tables.images[["image_id", "height", "width"]].itertuples(index=False)
@@ -120,9 +122,9 @@ class RunData:
 
     def mask(self, dataset: str, ann_id: int) -> np.ndarray:
         """uint8 ``[H, W]`` ground truth of an annotation."""
-        row = self._rle[(dataset, ann_id)]
-        height, width = self.annotations.loc[(dataset, ann_id), ["height", "width"]]
-        return coco_mask.decode({"size": [int(height), int(width)], "counts": row.encode()})
+        height, width = self._mask_size[(dataset, ann_id)]
+        counts = self._rle[(dataset, ann_id)].encode()
+        return coco_mask.decode({"size": [height, width], "counts": counts})
 
     def targets(self, rows: pd.DataFrame, image_size: int) -> tuple[Tensor, Tensor | None]:
         """Ground truth of expressions in SAM's padded square frame.

@@ -119,13 +119,15 @@ class PretrainConfig(Strict):
     language_depth: int = 4
     language_heads: int = 4
     language_steps: int = 600
-    sam_width: int = 96
-    sam_depth: int = 4
+    sam_width: int = 128
+    sam_depth: int = 2
     sam_heads: int = 4
     sam_prompt_width: int = 64
-    sam_steps: int = 600
-    batch: int = 32
-    learning_rate: float = 1e-3
+    sam_dense_steps: int = 400
+    sam_steps: int = 300
+    sam_learning_rate: float = 3e-3
+    batch: int = 16
+    learning_rate: float = 2e-3
     torch_threads: int = 1
 
 
@@ -158,6 +160,8 @@ class TrainingConfig(Strict):
     """The recipe, the same for every projector. Steps are optimiser steps.
 
     The published schedule is GLaMM's: AdamW 3e-4, betas (0.9, 0.95), 100 warm-up steps, linear to 0.
+    ``balanced_until`` is not theirs: the share of all steps in which BCE goes from target and background
+    at equal weight to every pixel alike; 0 leaves it out. For models too small to start well.
     """
 
     stage1_steps: int
@@ -172,6 +176,7 @@ class TrainingConfig(Strict):
     ce_weight: float = 1.0
     bce_weight: float = 2.0
     dice_weight: float = 0.5
+    balanced_until: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     torch_threads: int = 1
     checkpoint_every: int = 100
@@ -359,12 +364,12 @@ def load_study(raw: Mapping[str, Any]) -> StudyConfig:
     Raises:
         ConfigError: a key or a value is wrong.
     """
-    raw = copy.deepcopy(dict(raw))
-    root = raw.pop("data_root", None)
+    values: dict[str, Any] = copy.deepcopy(dict(raw))
+    root = values.pop("data_root", None)
     if root is not None:
-        raw["set"] = {**raw.get("set", {}), "data.root": str(root)}
+        values["set"] = {**values.get("set", {}), "data.root": str(root)}
     try:
-        return StudyConfig.model_validate(raw)
+        return StudyConfig.model_validate(values)
     except ValidationError as error:
         raise _explain(error, "config") from error
 
@@ -408,7 +413,7 @@ def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]
     runs: list[RunConfig] = []
     for row in study.rows:
         info = _check_row(row, study)
-        blocks = copy.deepcopy(base)
+        blocks: dict[str, Any] = copy.deepcopy(base)
         if info.superpixel_source:
             blocks["superpixels"] = _load_part(root, "superpixels", info.superpixel_source)
         for key, value in row.set.items():

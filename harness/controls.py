@@ -42,4 +42,4 @@ class Control:
 
 def load_control(name: str) -> Control:
     """The control called ``name``."""
-    return load_projector(name)()  # type: ignore[return-value]
+    return load_projector(name)()  # type: ignore

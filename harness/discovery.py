@@ -101,7 +101,7 @@ def _read_declarations(path: Path, module: str | None, _changed_ns: int) -> tupl
             target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", None)
             if isinstance(target, ast.Name) and target.id in _DECLARED and getattr(item, "value", None):
                 try:
-                    literals[target.id] = ast.literal_eval(item.value)  # type: ignore[union-attr]
+                    literals[target.id] = ast.literal_eval(item.value)  # type: ignore[attr-defined, union-attr]
                 except ValueError as error:
                     raise ValueError(f"{path}: {node.name}.{target.id} must be a literal") from error
         if isinstance(literals.get("name"), str):

@@ -10,12 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -30,6 +32,7 @@ from harness.models.vision import load_vision
 from harness.plan import Plan
 from harness.prediction import evaluated
 from harness.superpixel_stage import build_source
+from harness.superpixels import SuperpixelSource
 from harness.training import training_step
 
 __all__ = ["efficiency_stage"]
@@ -154,20 +157,24 @@ def _measure_encoders(plan: Plan, row: _Row) -> None:
         squares = torch.stack([sam_input(a, sam) for a in arrays])
         embeddings = sam.image_encoder(squares)
         works: dict[str, Callable[[], object]] = {
-            "vision": lambda pixels=pixels: vision(pixels),
-            "sam_encode": lambda squares=squares: sam.image_encoder(squares),
+            "vision": partial(vision, pixels),
+            "sam_encode": partial(sam.image_encoder, squares),
         }
         if source is not None:
-            works["superpixels"] = lambda ids=ids, arrays=arrays, embeddings=embeddings: [
-                source.generate(a, image_id=i, sam_embedding=e.cpu())
-                for i, a, e in zip(ids, arrays, embeddings, strict=True)
-            ]
+            works["superpixels"] = partial(_superpixels, source, ids, arrays, embeddings.cpu())
         for stage, work in works.items():
             work()
             if stage != "superpixels":
                 row.flops[stage, batch] = _flops(work)
             rounds = _ROUNDS if stage != "superpixels" else 3
             row.samples[stage, batch] = [_milliseconds(work) for _ in range(rounds)]
+
+
+def _superpixels(
+    source: SuperpixelSource, ids: list[int], arrays: list[np.ndarray], embeddings: Tensor
+) -> None:
+    for image_id, array, embedding in zip(ids, arrays, embeddings, strict=True):
+        source.generate(array, image_id=image_id, sam_embedding=embedding)
 
 
 def _peak_rate(dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
@@ -218,10 +225,9 @@ def efficiency_stage(plan: Plan, out_path: Path) -> None:
     rates = _peak_rate(dtype, device)
     timings, parameters, relative = [], [], []
     for row in rows:
-        name = _name(row.run)
         timings += _timing_rows(row, rates, device)
         learned = sum(p.numel() for p in row.model.projector.parameters())
-        parameters.append({**name, "parameters": learned})
+        parameters.append({**_name(row.run), "parameters": learned})
     reference = next((r for r in rows if r.run.projector == plan.study.reference_row), None)
     for row in rows:
         values: dict[str, float | None] = {"speedup_infer": None, "speedup_train": None}

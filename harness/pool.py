@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,46 @@ from pycocotools import mask as coco_mask
 
 from harness.images import read_rgb
 
-__all__ = ["Pool"]
+__all__ = ["DenseTargets", "Pool", "Story", "Thing", "place_words"]
 
 _ATTRIBUTES = ("category", "color", "pattern", "size")
 # A patch takes an object's name where the object covers at least this share of it.
 _COVERED = 1 / 3
+
+
+@dataclass(frozen=True)
+class DenseTargets:
+    """Dense targets of ``N`` images.
+
+    Attributes:
+        fine: ``[N, 4, s, s]`` object, detail, and the offset ``x, y`` to the object's centre.
+        centre: ``[N, s/4, s/4, 2]`` normalised ``x, y`` of the centre of the object that owns a cell.
+        owned: ``[N, s/4, s/4]`` 1 where an object owns the cell.
+    """
+
+    fine: np.ndarray
+    centre: np.ndarray
+    owned: np.ndarray
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object in words: its looks, its centre and its extent (normalised)."""
+
+    looks: tuple[str, ...]
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Story:
+    """A scene told in words, an expression, and the words of the object that it means."""
+
+    things: tuple[Thing, ...]
+    expression: str
+    answer: tuple[str, ...]
 
 
 class Pool:
@@ -27,8 +63,8 @@ class Pool:
         self.folder = folder
         self.images = pd.read_parquet(folder / "images.parquet").sort_values("image_id", ignore_index=True)
         annotations = pd.read_parquet(folder / "annotations.parquet")
-        self.annotations = dict(iter(annotations.groupby("image_id")))
-        self.parts = dict(iter(pd.read_parquet(folder / "parts.parquet").groupby("image_id")))
+        self.annotations = _by_image(annotations)
+        self.parts = _by_image(pd.read_parquet(folder / "parts.parquet"))
         self.expressions = pd.read_parquet(folder / "expressions.parquet")
         self.classes = {a: sorted(annotations[a].unique()) for a in _ATTRIBUTES}
 
@@ -44,9 +80,9 @@ class Pool:
         return {a: len(names) for a, names in self.classes.items()}
 
     def _masks(self, index: int, table: dict[int, pd.DataFrame]) -> np.ndarray:
-        row = self.images.loc[index]
-        size = [int(row["height"]), int(row["width"])]
-        frame = table.get(row["image_id"])
+        image_id, height, width = self.images[["image_id", "height", "width"]].to_numpy()[index].tolist()
+        size = [height, width]
+        frame = table.get(image_id)
         if frame is None:
             return np.zeros((0, *size), np.uint8)
         decoded = coco_mask.decode([{"size": size, "counts": c.encode()} for c in frame["rle"]])
@@ -76,6 +112,34 @@ class Pool:
                 names = np.array([index_of[attribute][v] for v in frame[attribute]])
                 labels[attribute][i] = np.where(covered, names[owner], 0)
         return labels
+
+    def dense_targets(self, side: int) -> DenseTargets:
+        """What stands where, on a grid of ``side`` cells and on one of a quarter of that."""
+        count, coarse = len(self), side // 4
+        fine = np.zeros((count, 4, side, side), np.float32)
+        centre = np.zeros((count, coarse, coarse, 2), np.float32)
+        owned = np.zeros((count, coarse, coarse), np.float32)
+        for i in range(count):
+            objects, parts = self._masks(i, self.annotations), self._masks(i, self.parts)
+            step = objects.shape[1] // side
+            share = np.zeros((coarse, coarse))
+            for mask in objects:
+                ys, xs = np.nonzero(mask)
+                if len(ys) == 0:
+                    continue
+                x, y = (xs.mean() + 0.5) / mask.shape[1], (ys.mean() + 0.5) / mask.shape[0]
+                cells = mask[step // 2 :: step, step // 2 :: step] > 0
+                rows, columns = np.nonzero(cells)
+                fine[i, 0][cells] = 1
+                # in units of a sixth of the image, about an object's extent
+                fine[i, 2][cells] = 6 * (x - (columns + 0.5) / side)
+                fine[i, 3][cells] = 6 * (y - (rows + 0.5) / side)
+                cover = cells.reshape(coarse, 4, coarse, 4).mean((1, 3))
+                more = cover > np.maximum(share, 0.25)
+                centre[i][more], owned[i][more], share[more] = (x, y), 1, cover[more]
+            if len(parts):
+                fine[i, 1] = parts.max(0)[step // 2 :: step, step // 2 :: step]
+        return DenseTargets(fine, centre, owned)
 
     def points(self, index: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Point prompts of an image and the three masks that each asks for.
@@ -109,23 +173,40 @@ class Pool:
             masks[i] = part, whole, whole
         return points, masks
 
-    def stories(self) -> list[str]:
-        """Each expression behind its scene in words: ``objects . expression . the one meant``."""
-        told: dict[int, dict[int, str]] = {}
+    def stories(self) -> list[Story]:
+        """Each expression with its scene in words, piece by piece, and the words of the object meant."""
+        told: dict[int, list[dict]] = {}
+        sides: dict[int, int] = {}
         with (self.folder / "scenes.jsonl").open() as stream:
             for line in stream:
                 scene = json.loads(line)
-                told[scene["image_id"]] = {o["ann_id"]: _tell(o, scene["width"]) for o in scene["objects"]}
+                told[scene["image_id"]] = scene["objects"]
+                sides[scene["image_id"]] = scene["width"]
         stories = []
-        for image_id, ann_id, sentence in self.expressions[["image_id", "ann_id", "sentence"]].itertuples(
-            index=False
-        ):
-            objects = told[image_id]
-            stories.append(f"{' ; '.join(objects.values())} . {sentence} . {objects[ann_id]}")
+        columns = ["image_id", "ann_id", "sentence"]
+        for image_id, ann_id, sentence in self.expressions[columns].itertuples(index=False):
+            objects, side = told[image_id], sides[image_id]
+            meant = next(o for o in objects if o["ann_id"] == ann_id)
+            things = tuple(_thing(o, side) for o in objects)
+            place = place_words(meant["center"][0] / side, meant["center"][1] / side)
+            # Looks first: each word narrows down which object the next is about.
+            stories.append(Story(things, sentence, (*_looks(meant)[::-1], *place)))
         return stories
 
 
-def _tell(thing: dict, side: int) -> str:
-    """``small red striped cup x3 y5``: positions in twelfths of the image."""
-    x, y = (int(12 * c / side) for c in thing["center"])
-    return f"{thing['size']} {thing['color']} {thing['pattern']} {thing['category']} x{x} y{y}"
+def _by_image(frame: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    return {int(key): part for key, part in frame.groupby("image_id")}  # type: ignore[arg-type]
+
+
+def _thing(told: dict, side: int) -> Thing:
+    center, box = told["center"], told["box"]
+    return Thing(_looks(told), center[0] / side, center[1] / side, box[2] / side, box[3] / side)
+
+
+def _looks(thing: dict) -> tuple[str, ...]:
+    return thing["size"], thing["color"], thing["pattern"], thing["category"]
+
+
+def place_words(x: float, y: float) -> tuple[str, str]:
+    """A place in words: column and row in twelfths of the image, from normalised coordinates."""
+    return tuple(f"{axis}{min(11, max(0, int(12 * v)))}" for axis, v in (("x", x), ("y", y)))  # type: ignore[return-value]

@@ -15,7 +15,6 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -30,11 +29,11 @@ from transformers import (
 
 from harness.config import PretrainConfig, RunConfig
 from harness.files import write_json
-from harness.models.losses import bce_loss, dice_loss
-from harness.models.sam import TinySamSize, build_tiny_sam, decode_masks, sam_input, save_tiny_sam
 from harness.models.vision import VisionEncoder
-from harness.pool import Pool
-from harness.seeds import forked_rng, numpy_generator
+from harness.optimise import optimise
+from harness.pool import Pool, Story, place_words
+from harness.sam_pretraining import pretrain_sam
+from harness.seeds import forked_rng
 
 __all__ = ["pretrain"]
 
@@ -55,35 +54,9 @@ def pretrain(part: str, run: RunConfig, pool_dir: Path, out_dir: Path) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     out_dir.mkdir(parents=True, exist_ok=True)
     train: Callable[[RunConfig, PretrainConfig, Pool, Path], dict[str, float]]
-    train = {"vision": _vision, "language": _language, "sam": _sam}[part]
+    train = {"vision": _vision, "language": _language, "sam": pretrain_sam}[part]
     summary = train(run, config, Pool(pool_dir), out_dir)
     write_json(out_dir / "done.json", {"part": part, **summary})
-
-
-def _optimise(
-    name: str,
-    parameters: list[nn.Parameter],
-    steps: int,
-    rate: float,
-    step_loss: Callable[[int, np.random.Generator], tuple[Tensor, dict[str, float]]],
-    seed: int,
-) -> dict[str, float]:
-    """AdamW with a one-cycle schedule; returns the mean of each logged value over the last tenth."""
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.15)
-    history: list[dict[str, float]] = []
-    bar = tqdm(range(steps), desc=f"pretrain {name}", mininterval=5)
-    for step in bar:
-        optimizer.zero_grad(set_to_none=True)
-        loss, values = step_loss(step, numpy_generator("pretrain", name, seed, step))
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        history.append({"loss": loss.item(), **values})
-        bar.set_postfix({k: f"{v:.3f}" for k, v in history[-1].items()}, refresh=False)
-    tail = history[-max(1, steps // 10) :]
-    return {key: round(float(np.mean([h[key] for h in tail])), 4) for key in tail[0]}
 
 
 # --- vision ------------------------------------------------------------------------------------------
@@ -108,6 +81,7 @@ def _vision(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path) -
         "num_attention_heads": config.vision_heads,
         "image_size": run.models.vision.image_size,
         "patch_size": run.models.vision.patch_size,
+        "initializer_range": config.vision_width**-0.5,
     }
     ratio = (
         {"mlp_ratio": 3}
@@ -141,7 +115,7 @@ def _vision(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path) -
         return loss, {"accuracy": float(np.mean(correct))}
 
     parameters = [*model.parameters(), *heads.parameters()]
-    summary = _optimise(
+    summary = optimise(
         "vision", parameters, config.vision_steps, config.learning_rate, step_loss, config.seed
     )
     model.save_pretrained(out_dir)
@@ -165,10 +139,34 @@ def build_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
+def _pieces(story: Story, rng: np.random.Generator) -> list[tuple[str, ...]]:
+    """The scene as positions of the prefix, in any order, each the words of one piece of an object.
+
+    An object is told in one piece, as superpixels tell it, or in several from places within its box, as
+    patches do; so no kind of visual token is the only one that the language model has met.
+    """
+    pieces = []
+    for thing in story.things:
+        count = 1 if rng.random() < 0.5 else int(rng.integers(2, 5))
+        spread = 0.0 if count == 1 else 0.5
+        for dx, dy in rng.uniform(-spread, spread, (count, 2)):
+            pieces.append(
+                (*thing.looks, *place_words(thing.x + dx * thing.width, thing.y + dy * thing.height))
+            )
+    return [pieces[i] for i in rng.permutation(len(pieces))]
+
+
 def _language(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path) -> dict[str, float]:
-    """Next-word prediction on scenes told in words: what is there, an expression, which one is meant."""
+    """Next-word prediction on scenes told in words: what is there, an expression, the object meant.
+
+    Each piece of an object is one position, the mean of its words' embeddings; the words that answer say
+    where the object is and what it looks like. What an LLM knows of referring before it sees an image.
+    """
     stories = pool.stories()
-    tokenizer = build_tokenizer([w for s in stories for w in s.split()] + list(".,;:?"))
+    words = {w for s in stories for w in (*s.expression.split(), *s.answer)}
+    words |= {w for i in range(12) for w in place_words((i + 0.5) / 12, (i + 0.5) / 12)}
+    words |= {w for s in stories for t in s.things for w in t.looks}
+    tokenizer = build_tokenizer([*words, *".,;:?"])
     with forked_rng("language", config.seed):
         model = LlamaForCausalLM(
             LlamaConfig(
@@ -177,79 +175,49 @@ def _language(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path)
                 intermediate_size=3 * config.language_width,
                 num_hidden_layers=config.language_depth,
                 num_attention_heads=config.language_heads,
+                # The default of 0.02 suits widths of thousands; at this width attention would start blind.
+                initializer_range=config.language_width**-0.5,
                 max_position_embeddings=1024,
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-    encoded = [torch.tensor([*tokenizer.encode(s), tokenizer.eos_token_id]) for s in stories]
+    index = {w: tokenizer.convert_tokens_to_ids(w) for w in (*words, ".")}
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    embed = model.get_input_embeddings()
 
     def step_loss(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        rows = rng.choice(len(encoded), config.batch, replace=False)
-        ids = nn.utils.rnn.pad_sequence([encoded[r] for r in rows], batch_first=True, padding_value=-100)
-        out = model(input_ids=ids.clamp(min=0), labels=ids)
-        return out.loss, {}
+        chosen = [stories[i] for i in rng.choice(len(stories), 3 * config.batch, replace=False)]
+        prefixes, texts, labels = [], [], []
+        for story in chosen:
+            pieces = torch.tensor([[index[w] for w in piece] for piece in _pieces(story, rng)])
+            question = [index[w] for w in (*story.expression.split(), ".")]
+            answer = [index[w] for w in story.answer]
+            prefixes.append(pieces)
+            texts.append(torch.tensor([*question, *answer, eos]))
+            silent = 1 + len(pieces)
+            labels.append(torch.tensor([-100] * silent + [*question, *answer, eos]))
+        rows = [
+            torch.cat([embed(torch.tensor([bos])), embed(p).mean(1), embed(t)])
+            for p, t in zip(prefixes, texts, strict=True)
+        ]
+        inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        wanted = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
+        logits = model(inputs_embeds=inputs).logits[:, :-1]
+        wanted = wanted[:, 1:]
+        loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-100)
+        # The end of a text: ..., x, y, </s>
+        ends = torch.tensor([len(p) + len(t) - 1 for p, t in zip(prefixes, texts, strict=True)])
+        order = torch.arange(len(chosen))
+        with torch.no_grad():
+            right = [logits[order, ends - k].argmax(-1) == wanted[order, ends - k] for k in (1, 2)]
+        return loss, {"place": (right[0] & right[1]).float().mean().item()}
 
-    summary = _optimise(
-        "language",
-        list(model.parameters()),
-        config.language_steps,
-        config.learning_rate,
-        step_loss,
-        config.seed,
+    parameters = list(model.parameters())
+    summary = optimise(
+        "language", parameters, config.language_steps, config.learning_rate, step_loss, config.seed
     )
     model.save_pretrained(out_dir)
     tokenizer.save_pretrained(out_dir)
-    return summary
-
-
-# --- SAM ---------------------------------------------------------------------------------------------
-
-_POINTS = 4
-
-
-def _sam(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path) -> dict[str, float]:
-    """Point prompts; the three outputs learn sub-part, part and whole, the single output the whole.
-
-    A point on a detail asks for the detail, then the object, then the object; a point elsewhere on an
-    object asks for the object thrice; a point on the background for the background. The IoU head
-    regresses the true IoU of each output, as SAM's does.
-    """
-    vision = run.models.vision
-    size = TinySamSize(
-        image_size=vision.image_size,
-        patch_size=vision.patch_size,
-        width=config.sam_width,
-        depth=config.sam_depth,
-        heads=config.sam_heads,
-        prompt_width=config.sam_prompt_width,
-    )
-    with forked_rng("sam", config.seed):
-        sam = build_tiny_sam(size)
-    sam.train()
-    pixels = torch.stack([sam_input(pool.image(i), sam) for i in range(len(pool))])
-
-    def step_loss(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        rows = rng.choice(len(pool), config.batch, replace=False)
-        points, targets = zip(*(pool.points(int(r), _POINTS, rng) for r in rows), strict=True)
-        coordinates = torch.from_numpy(np.concatenate(points)).float()[:, None]
-        target = torch.from_numpy(np.concatenate(targets)).float()
-        embeddings = sam.image_encoder(pixels[rows]).repeat_interleave(_POINTS, 0)
-        ones = torch.ones(len(coordinates), 1)
-        sparse, _dense = sam.prompt_encoder(points=(coordinates, ones), boxes=None, masks=None)
-        logits, quality = decode_masks(sam, embeddings, sparse, outputs="all")
-        # The decoder's own resolution: soft targets there cost a quarter of the full image's pixels.
-        wanted = F.adaptive_avg_pool2d(target, logits.shape[-2:])[:, [2, 0, 1, 2]].flatten(0, 1)
-        logits = logits.flatten(0, 1)
-        with torch.no_grad():
-            guess, truth = logits > 0, wanted > 0.5
-            iou = (guess & truth).flatten(1).sum(1) / (guess | truth).flatten(1).sum(1).clamp(min=1)
-        loss = 4 * bce_loss(logits, wanted) + dice_loss(logits, wanted) + F.mse_loss(quality.flatten(), iou)
-        return loss, {"iou": iou.mean().item()}
-
-    summary = _optimise(
-        "sam", list(sam.parameters()), config.sam_steps, config.learning_rate, step_loss, config.seed
-    )
-    save_tiny_sam(sam, size, out_dir)
     return summary

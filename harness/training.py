@@ -69,6 +69,14 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
     return config.learning_rate * (steps - step) / max(1, steps - warmup)
 
 
+def bce_balance(stage: int, step: int, config: TrainingConfig) -> float:
+    """From 1 at the first step linearly to 0 at ``balanced_until``, a share of all steps of both stages."""
+    if config.balanced_until == 0:
+        return 0.0
+    done = step + (config.stage1_steps if stage == 2 else 0)
+    return max(0.0, 1 - done / (config.balanced_until * (config.stage1_steps + config.stage2_steps)))
+
+
 def training_step(
     model: RISModel, data: RunData, groups: list[pd.DataFrame], run: RunConfig, stage: int, step: int
 ) -> dict[str, float]:
@@ -81,6 +89,7 @@ def training_step(
     image_size = model.sam.image_encoder.img_size
     target, valid = data.targets(pd.concat(groups), image_size)
     target, valid = target.to(device), valid.to(device) if valid is not None else None
+    balance = bce_balance(stage, step, run.training)
     budgets = model.projector.training_budgets(step, torch_generator("budget", run.seed, stage, step))
     parts: dict[str, float] = {"loss": 0.0, "ce": 0.0, "bce": 0.0, "dice": 0.0, "visual_tokens": 0.0}
     for budget in budgets:
@@ -89,7 +98,7 @@ def training_step(
             logits, ce, visual = model(
                 features, expressions, sam_embeddings, budget=budget, generator=generator
             )
-            losses = model.losses(logits, ce, target, valid, run.training)
+            losses = model.losses(logits, ce, target, valid, run.training, balance)
         (losses.total / len(budgets)).backward()
         values = {"loss": losses.total, "ce": losses.ce, "bce": losses.bce, "dice": losses.dice}
         for name, value in values.items():

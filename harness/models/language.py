@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -34,14 +35,16 @@ def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase:
 
 def load_language(
     config: LanguageConfig, source: Path | str, dtype: torch.dtype
-) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """A causal language model with room for ``[SEG]``, and its tokenizer.
 
     The new row of the embeddings starts as the mean of the others (transformers' default), so that
     the model starts from a token it can read.
     """
     tokenizer = load_tokenizer(source)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=config.attention)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, attn_implementation=config.attention
+    )
     if model.get_input_embeddings().num_embeddings < len(tokenizer):
         # The default draws the new rows from a normal; only its mean is wanted, without global RNG.
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = ["bce_loss", "dice_loss"]
 
 
-def bce_loss(logits: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+def bce_loss(logits: Tensor, target: Tensor, valid: Tensor | None = None, balance: float = 0.0) -> Tensor:
     """Mean over expressions of the mean binary cross-entropy over pixels.
 
     Args:
         logits: ``[m, h, w]``.
         target: ``[m, h, w]`` in 0..1.
         valid: ``[m, h, w]`` bool; padding is left out.
+        balance: from 0, every pixel alike (LISA, GLaMM), to 1, target and background at equal weight. A
+            model that starts from nothing first learns to predict nothing from pixels that weigh alike.
     """
-    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    if valid is None:
-        return loss.flatten(1).mean(1).mean()
-    weight = valid.to(loss.dtype)
-    return ((loss * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1)).mean()
+    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1)
+    weight = torch.ones_like(loss) if valid is None else valid.flatten(1).to(loss.dtype)
+    plain = _weighted_mean(loss, weight)
+    if balance == 0.0:
+        return plain.mean()
+    inside = target.flatten(1) * weight
+    equal = (_weighted_mean(loss, inside) + _weighted_mean(loss, weight - inside)) / 2
+    return ((1 - balance) * plain + balance * equal).mean()
+
+
+def _weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
+    return (loss * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def dice_loss(logits: Tensor, target: Tensor, valid: Tensor | None = None, smooth: float = 1.0) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from segment_anything.modeling import Sam
@@ -41,7 +42,7 @@ class RISModel(nn.Module):
     def __init__(
         self,
         projector: Projector,
-        language: nn.Module,
+        language: Any,
         template: Template,
         sam: Sam,
         options: LanguageConfig,
@@ -59,9 +60,9 @@ class RISModel(nn.Module):
         self.projector = projector
         self.template = template
         self.options = options
-        self.seg_id = int(template.tokenizer.convert_tokens_to_ids(SEG))
+        self.seg_id: int = template.tokenizer.convert_tokens_to_ids(SEG)  # type: ignore[assignment]
         add_lora(language, options)
-        self.language = language.requires_grad_(False)
+        self.language: Any = language.requires_grad_(False)
         width, prompt_width = language.config.hidden_size, sam.prompt_encoder.embed_dim
         # LISA's text_hidden_fcs
         self.seg_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width))
@@ -82,7 +83,8 @@ class RISModel(nn.Module):
         self.seg_head.requires_grad_(True)
         self.sam.mask_decoder.requires_grad_(True)
         # Only the single-mask output is used: the other hypernetworks and the IoU head get no gradient.
-        self.sam.mask_decoder.output_hypernetworks_mlps[1:].requires_grad_(False)
+        for network in list(self.sam.mask_decoder.output_hypernetworks_mlps)[1:]:
+            network.requires_grad_(False)
         self.sam.mask_decoder.iou_prediction_head.requires_grad_(False)
         for table in self._embedding_tables():
             table.weight.requires_grad_(True)
@@ -92,7 +94,7 @@ class RISModel(nn.Module):
                     parameter.requires_grad_(True)
         return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
 
-    def _embedding_tables(self) -> list[nn.Module]:
+    def _embedding_tables(self) -> list[nn.Embedding]:
         tables = [self.language.get_input_embeddings(), self.language.get_output_embeddings()]
         return tables[:1] if tables[0].weight is tables[1].weight else tables
 
@@ -203,7 +205,13 @@ class RISModel(nn.Module):
         return logits, ce, visual
 
     def losses(
-        self, logits: Tensor, ce: Tensor, target: Tensor, valid: Tensor | None, weights: TrainingConfig
+        self,
+        logits: Tensor,
+        ce: Tensor,
+        target: Tensor,
+        valid: Tensor | None,
+        weights: TrainingConfig,
+        balance: float = 0.0,
     ) -> Losses:
         """CE, BCE and Dice at the target's resolution, weighted as configured.
 
@@ -213,10 +221,11 @@ class RISModel(nn.Module):
             target: ``[m, S, S]`` ground truth in the same frame.
             valid: ``[m, S, S]`` bool, false on padding; ``None`` where there is none.
             weights: the recipe.
+            balance: of the BCE, see :func:`harness.models.losses.bce_loss`.
         """
         full = F.interpolate(
             logits[:, None].float(), target.shape[-2:], mode="bilinear", align_corners=False
         )[:, 0]
-        bce, dice = bce_loss(full, target, valid), dice_loss(full, target, valid)
+        bce, dice = bce_loss(full, target, valid, balance), dice_loss(full, target, valid)
         total = weights.ce_weight * ce + weights.bce_weight * bce + weights.dice_weight * dice
         return Losses(total, ce.detach(), bce.detach(), dice.detach())

@@ -39,10 +39,11 @@ class TinySamSize(BaseModel):
 
     image_size: int = 96
     patch_size: int = 8
-    width: int = 96
-    depth: int = 4
+    width: int = 128
+    depth: int = 1
     heads: int = 4
     prompt_width: int = 64
+    decoder_heads: int = 2
 
 
 def build_tiny_sam(size: TinySamSize) -> Sam:
@@ -56,7 +57,7 @@ def build_tiny_sam(size: TinySamSize) -> Sam:
         num_heads=size.heads,
         out_chans=size.prompt_width,
         qkv_bias=True,
-        use_rel_pos=True,
+        use_rel_pos=False,
         global_attn_indexes=tuple(range(size.depth)),
     )
     prompts = PromptEncoder(
@@ -68,7 +69,11 @@ def build_tiny_sam(size: TinySamSize) -> Sam:
     decoder = MaskDecoder(
         num_multimask_outputs=3,
         transformer=TwoWayTransformer(
-            depth=2, embedding_dim=size.prompt_width, mlp_dim=2 * size.prompt_width, num_heads=4
+            depth=2,
+            embedding_dim=size.prompt_width,
+            mlp_dim=2 * size.prompt_width,
+            num_heads=size.decoder_heads,
+            attention_downsample_rate=1,
         ),
         transformer_dim=size.prompt_width,
         iou_head_depth=3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from harness.projector import ImageFeatures
 
 __all__ = ["VisionEncoder", "load_vision"]
 
-_CLASSES = {"dinov2": Dinov2Model, "clip": CLIPVisionModel, "siglip": SiglipVisionModel}
+_CLASSES: dict[str, Any] = {"dinov2": Dinov2Model, "clip": CLIPVisionModel, "siglip": SiglipVisionModel}
 _MEAN_STD = {
     "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
@@ -30,7 +31,10 @@ class VisionEncoder(nn.Module):
     would lose targets at the border).
     """
 
-    def __init__(self, model: nn.Module, config: VisionConfig):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Any, config: VisionConfig):
         """From a transformers vision model; the model's own sizes must match ``config``.
 
         Raises:
@@ -39,9 +43,9 @@ class VisionEncoder(nn.Module):
         super().__init__()
         if model.config.patch_size != config.patch_size:
             raise ValueError(
-                f"vision: the model's patch size is {model.config.patch_size}, the config's {config.patch_size}"
+                f"vision: the model has patch size {model.config.patch_size}, not {config.patch_size}"
             )
-        self.model = model.eval().requires_grad_(False)
+        self.model: Any = model.eval().requires_grad_(False)
         self.options = config
         mean, std = _MEAN_STD[config.kind]
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -85,7 +89,7 @@ class VisionEncoder(nn.Module):
         last = self.options.layer == -1
         # The last hidden state is taken after the final norm where the class gives it so.
         selected = out.last_hidden_state if last else out.hidden_states[self.options.layer]
-        extras: dict[str, Tensor] = {}
+        extras: dict[str, Any] = {}
         if attention:
             extras = self._attention(recorded, count)
         return ImageFeatures(
