@@ -1,8 +1,8 @@
 """Pretrains a tiny SAM of the official classes: first what is where, then masks from points.
 
-From random weights a point prompt teaches the image encoder little, so it first learns densely, as
-SAM's own encoder comes from a pretext task (arXiv 2304.02643, section 3). Then encoder and decoder
-learn together from points, as SAM does.
+From random weights a point prompt teaches the image encoder little, so it learns densely, as SAM's
+own encoder comes from a pretext task (arXiv 2304.02643, section 3). Then it is frozen, and prompt encoder
+and mask decoder learn from points.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from harness.seeds import forked_rng
 
 __all__ = ["pretrain_sam"]
 
-_POINTS = 4
+_POINTS = 6
 # Gain of the attention projections that match positions: enough for a peak at the right place.
 _MATCH_GAIN = 2.0
 
@@ -120,12 +120,16 @@ def _prompted(sam: Sam, pixels: Tensor, pool: Pool, config: PretrainConfig) -> d
     regresses the true IoU of each output, as SAM's does.
     """
 
+    # Frozen, so that it keeps what the dense targets taught it, and is run once an image.
+    with torch.no_grad():
+        encoded = torch.cat([sam.image_encoder(part) for part in pixels.split(config.batch)])
+
     def step_loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         rows = rng.choice(len(pool), config.batch, replace=False)
         points, masks = zip(*(pool.points(int(r), _POINTS, rng) for r in rows), strict=True)
         coordinates = torch.from_numpy(np.concatenate(points)).float()[:, None]
         target = torch.from_numpy(np.concatenate(masks)).float()
-        embeddings = sam.image_encoder(pixels[rows]).repeat_interleave(_POINTS, 0)
+        embeddings = encoded[rows].repeat_interleave(_POINTS, 0)
         ones = torch.ones(len(coordinates), 1)
         sparse, _ = sam.prompt_encoder(points=(coordinates, ones), boxes=None, masks=None)
         logits, quality = decode_masks(sam, embeddings, sparse, outputs="all")
@@ -141,9 +145,8 @@ def _prompted(sam: Sam, pixels: Tensor, pool: Pool, config: PretrainConfig) -> d
         loss = _balanced_bce(logits, wanted, balance) + dice_loss(logits, wanted)
         return loss + F.mse_loss(quality.flatten(), iou), {"iou": iou.mean().item()}
 
-    return optimise(
-        "sam", list(sam.parameters()), config.sam_steps, config.sam_learning_rate, step_loss, config.seed
-    )
+    parameters = [*sam.prompt_encoder.parameters(), *sam.mask_decoder.parameters()]
+    return optimise("sam", parameters, config.sam_steps, config.sam_learning_rate, step_loss, config.seed)
 
 
 def _balanced_bce(logits: Tensor, target: Tensor, balance: float) -> Tensor:

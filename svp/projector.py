@@ -16,6 +16,10 @@ from svp.sspe import BoxEncoder, CentroidEncoder, CrossAttentionEncoder, MaskEnc
 __all__ = ["SVP"]
 
 
+def _fixed_budget(budget: int) -> str:
+    return f"a budget of {budget} tokens cannot be kept: the superpixels decide; set their source's options"
+
+
 class SVP(Projector):
     """Pool patches under each mask, refine by SSA, project by an MLP, add SSPE.
 
@@ -25,6 +29,7 @@ class SVP(Projector):
 
     name = "svp"
     reference = "arXiv 2509.13676 (reimplemented from its description)"
+    licence = "none published (reimplemented from the paper's description)"
     needs = ("superpixels",)
 
     class Config(ProjectorConfig):
@@ -67,6 +72,8 @@ class SVP(Projector):
     def __init__(self, interface: Interface, config: ProjectorConfig | None = None):
         """Build the parts that the config asks for."""
         super().__init__(interface, config)
+        if interface.budget is not None:
+            raise ValueError(_fixed_budget(interface.budget))
         options: SVP.Config = self.config  # type: ignore[assignment]
         d, width = interface.vision_width, interface.language_width
         self.ssa = SuperpixelAttention(d, options.ssa_heads) if options.ssa != "none" else None
@@ -93,7 +100,9 @@ class SVP(Projector):
 
     @classmethod
     def skip(cls, interface: Interface, config: ProjectorConfig) -> tuple[bool, str]:
-        """Heads that do not divide the width cannot be built."""
+        """Heads that do not divide the width, or a fixed budget, cannot be built."""
+        if interface.budget is not None:
+            return True, _fixed_budget(interface.budget)
         options: SVP.Config = config  # type: ignore[assignment]
         if options.ssa != "none" and interface.vision_width % options.ssa_heads:
             return (
@@ -124,6 +133,8 @@ class SVP(Projector):
         Raises:
             ValueError: the features carry no superpixels, or they lie on another grid.
         """
+        if budget is not None:
+            raise ValueError(_fixed_budget(budget))
         options: SVP.Config = self.config  # type: ignore[assignment]
         superpixels, marked = self._superpixels(image)
         order = sort_by(
