@@ -119,7 +119,6 @@ def _prompted(sam: Sam, pixels: Tensor, pool: Pool, config: PretrainConfig) -> d
     object asks for the object thrice; a point on the background for the background. The IoU head
     regresses the true IoU of each output, as SAM's does.
     """
-
     # Frozen, so that it keeps what the dense targets taught it, and is run once an image.
     with torch.no_grad():
         encoded = torch.cat([sam.image_encoder(part) for part in pixels.split(config.batch)])

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.options import ReferData
-from harness.files import write_json
+from harness.files import atomic_path, write_json
 from harness.plan import Plan
 
-__all__ = ["provenance", "take_snapshot"]
+__all__ = ["provenance", "show_in_readme", "take_snapshot"]
 
 _PACKAGES = ("torch", "transformers", "peft", "segment-anything", "scikit-image", "numpy", "pandas")
 
@@ -73,4 +73,22 @@ def take_snapshot(plan: Plan, command: str) -> Path:
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(folder, target)
     write_json(out / "provenance.json", provenance(plan, command))
+    if plan.study_dir.name == "default":
+        show_in_readme(Path("README.md"), (out / "tables" / "main.md").read_text())
     return out
+
+
+def show_in_readme(readme: Path, table: str) -> None:
+    """Put ``table`` between the README's two result markers, so that no number in it is typed.
+
+    Raises:
+        ValueError: the markers are not there.
+    """
+    text = readme.read_text()
+    start, end = "<!-- main table -->\n", "<!-- end of main table -->"
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise ValueError(f"{readme} must hold the lines '{start.strip()}' and '{end}' once each")
+    head, _, rest = text.partition(start)
+    tail = rest.partition(end)[2]
+    with atomic_path(readme) as aside:
+        aside.write_text(f"{head}{start}{table.strip()}\n{end}{tail}")
