@@ -13,6 +13,9 @@ sys.path.insert(0, str(ROOT / "tests" / "workflow"))
 
 from checkout import Checkout  # noqa: E402
 
+from harness.config import read_study  # noqa: E402
+from harness.plan import Plan  # noqa: E402
+
 PROFILE = ROOT / "slurm" / "config.yaml"
 
 
@@ -41,10 +44,13 @@ def _slurm_is_up() -> bool:
 
 @pytest.mark.slurm
 @pytest.mark.skipif(not _slurm_is_up(), reason="no Slurm here: tests/slurm/slurm_up.sh starts one (root)")
-def test_a_study_goes_through_slurm(tmp_path):
+def test_jobs_that_wait_for_each_other_go_through_slurm(tmp_path):
+    """Two jobs, the second needing the first; a whole study takes minutes and is run by CI."""
     checkout = Checkout.at(tmp_path / "repo", fake_stages=True)
-    rows = "rows=[mlp, {name: text_blind, of: mlp}]"
-    done = checkout.snakemake("--profile", "slurm", "--config", rows)
+    plan = Plan.from_raw(read_study(ROOT / "config/default.yaml", ROOT), ROOT)
+    model = plan.model_dir(plan.model_key(plan.trained[0], "vision")) / "done.json"
+    done = checkout.snakemake(str(model), "--profile", "slurm")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (checkout.path / "results/default/published.json").is_file()
-    assert "Nothing to be done" in checkout.snakemake("--config", rows).stderr
+    assert (checkout.path / model).is_file()
+    assert "SLURM jobid" in done.stderr
+    assert "Nothing to be done" in checkout.snakemake(str(model)).stderr

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("Snakefile", "workflow", "config", "slurm", "harness", "svp", "baselines", "pyproject.toml")
+COPIED = (
+    "Snakefile",
+    "workflow",
+    "config",
+    "slurm",
+    "harness",
+    "svp",
+    "baselines",
+    "pyproject.toml",
+    "README.md",
+)
 # Writes what each job declares, and nothing else: planning is tested without computing anything.
 FAKE_STAGES = """
 import time

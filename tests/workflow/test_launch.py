@@ -44,6 +44,7 @@ def test_a_job_without_its_workflow_is_found_by_folder(start, tmp_path):
 
 def test_the_lock_of_a_killed_run_is_lifted_and_its_job_is_stopped(edited, start):
     locks = edited.path / ".snakemake" / "locks"
+    locks.mkdir(exist_ok=True)
     job = start("harness.cli", "stage", "train", folder=edited.path)
     (locks / "0.output.lock").write_text("results/default/published.json\n")
     (edited.path / "results/default/published.json").unlink()
@@ -103,10 +104,13 @@ def test_rules_declare_what_the_reports_write(request):
 
 
 def test_snapshot_copies_tables_and_says_what_made_them(edited):
-    assert edited.run("harness.cli", "snapshot", "--command", "make run").returncode == 0
+    (edited.path / "results/default/tables/main.md").write_text("| the default table |")
+    done = edited.run("harness.cli", "snapshot", "--command", "make run")
+    assert done.returncode == 0, done.stderr
     folder = edited.path / "results/reference/default"
     assert (folder / "tables/scores.csv").read_bytes() == (
         edited.path / "results/default/tables/scores.csv"
     ).read_bytes()
+    assert "| the default table |" in (edited.path / "README.md").read_text()
     made_by = json.loads((folder / "provenance.json").read_text())
     assert made_by["command"] == "make run" and made_by["versions"]["torch"]
