@@ -186,13 +186,16 @@ class TrainingConfig(Strict):
 class ProtocolConfig(Strict):
     """How expressions become prompts and logits become masks: data, hashed into every row.
 
-    ``prompt`` holds ``{image}`` and ``{expression}``; ``answer`` holds ``[SEG]``.
+    ``prompt`` holds ``{image}`` and ``{expression}``; ``answer`` holds ``[SEG]``; EOS follows it, unless
+    ``end_of_answer`` is off: a model of width 96 that must say EOS at ``[SEG]`` has no room left there
+    for what ``[SEG]`` means.
     """
 
     name: Literal["full", "glamm-3sent"] = "full"
     prompt: str = "{image} {expression} ."
     answer: str = "[SEG]"
     lower_case: bool = True
+    end_of_answer: bool = True
     threshold: float = 0.0
 
 

@@ -160,7 +160,8 @@ def _language(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path)
     """Next-word prediction on scenes told in words: what is there, an expression, the object meant.
 
     Each piece of an object is one position, the mean of its words' embeddings; the words that answer say
-    where the object is and what it looks like. What an LLM knows of referring before it sees an image.
+    what the object looks like and where it is. What an LLM knows of referring before it sees an image.
+    A blank stands before the answer, the mean of all embeddings, which is what ``[SEG]`` starts from.
     """
     stories = pool.stories()
     words = {w for s in stories for w in (*s.expression.split(), *s.answer)}
@@ -189,18 +190,20 @@ def _language(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path)
 
     def step_loss(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = [stories[i] for i in rng.choice(len(stories), 3 * config.batch, replace=False)]
-        prefixes, texts, labels = [], [], []
+        prefixes, questions, answers, labels = [], [], [], []
         for story in chosen:
             pieces = torch.tensor([[index[w] for w in piece] for piece in _pieces(story, rng)])
             question = [index[w] for w in (*story.expression.split(), ".")]
             answer = [index[w] for w in story.answer]
             prefixes.append(pieces)
-            texts.append(torch.tensor([*question, *answer, eos]))
-            silent = 1 + len(pieces)
-            labels.append(torch.tensor([-100] * silent + [*question, *answer, eos]))
+            questions.append(torch.tensor(question))
+            answers.append(torch.tensor([*answer, eos]))
+            # Neither the scene nor the blank is to be guessed.
+            labels.append(torch.tensor([-100] * (1 + len(pieces)) + [*question, -100, *answer, eos]))
+        blank = embed.weight.mean(0, keepdim=True)
         rows = [
-            torch.cat([embed(torch.tensor([bos])), embed(p).mean(1), embed(t)])
-            for p, t in zip(prefixes, texts, strict=True)
+            torch.cat([embed(torch.tensor([bos])), embed(p).mean(1), embed(q), blank, embed(a)])
+            for p, q, a in zip(prefixes, questions, answers, strict=True)
         ]
         inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         wanted = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
@@ -208,7 +211,7 @@ def _language(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path)
         wanted = wanted[:, 1:]
         loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-100)
         # The end of a text: ..., x, y, </s>
-        ends = torch.tensor([len(p) + len(t) - 1 for p, t in zip(prefixes, texts, strict=True)])
+        ends = torch.tensor([len(told) - 2 for told in labels])
         order = torch.arange(len(chosen))
         with torch.no_grad():
             right = [logits[order, ends - k].argmax(-1) == wanted[order, ends - k] for k in (1, 2)]

@@ -79,6 +79,7 @@ class Template:
         after: text between expression and answer.
         answer: text of the answer, holding ``[SEG]``.
         lower_case: expressions are lower-cased.
+        end_of_answer: EOS follows the answer.
     """
 
     before: tuple[int, ...]
@@ -87,6 +88,7 @@ class Template:
     after: str
     answer: str
     lower_case: bool
+    end_of_answer: bool = True
 
     @classmethod
     def parse(cls, protocol: ProtocolConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -104,7 +106,15 @@ class Template:
         before = tokenizer.encode(head, add_special_tokens=False) if head else []
         if tokenizer.bos_token_id is not None:
             before = [tokenizer.bos_token_id, *before]
-        return cls(tuple(before), tokenizer, between, after, protocol.answer, protocol.lower_case)
+        return cls(
+            tuple(before),
+            tokenizer,
+            between,
+            after,
+            protocol.answer,
+            protocol.lower_case,
+            protocol.end_of_answer,
+        )
 
     def encode(self, expression: str) -> tuple[list[int], int]:
         """Ids after the image (question, answer, EOS) and how many of them belong to the question.
@@ -117,6 +127,6 @@ class Template:
             raise ValueError(f"expression {expression!r} has no token")
         question = self.tokenizer.encode(f"{self.between}{text}{self.after}", add_special_tokens=False)
         answer = self.tokenizer.encode(self.answer, add_special_tokens=False)
-        if self.tokenizer.eos_token_id is not None:
+        if self.end_of_answer and self.tokenizer.eos_token_id is not None:
             answer = [*answer, self.tokenizer.eos_token_id]
         return question + answer, len(question)
