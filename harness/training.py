@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from harness.assembly import RunData, build_model, load_stage
@@ -109,6 +110,18 @@ def training_step(
     return parts
 
 
+def _first_states(model: RISModel, data: RunData, sampler: Sampler, steps: int = 4) -> Tensor:
+    """``[m, H]`` untrained ``[SEG]`` states of the expressions of a few steps."""
+    device = next(model.parameters()).device
+    states = []
+    for step in range(steps):
+        groups = sampler.rows(1, step)
+        visual = model.visual_tokens(data.features([int(g["image_id"].iloc[0]) for g in groups], device))
+        packed = model.pack(visual, [g["sentence"].tolist() for g in groups])
+        states.append(model.hidden(packed)[packed.seg_row, packed.seg_column])
+    return torch.cat(states)
+
+
 class _Checkpoint:
     """Weights, optimiser state and step, in one safetensors file outside the declared outputs."""
 
@@ -191,8 +204,11 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
     )
     checkpoint = _Checkpoint(plan.work_dir(run), stage)
     first = checkpoint.load(model, optimizer, names)
-    log = _Log(run_dir / "log.jsonl", stage, first)
     sampler = Sampler(data.expressions, config, run.seed)
+    if stage == 1 and first == 0:
+        with torch.no_grad():
+            model.start_seg_head(_first_states(model, data, sampler))
+    log = _Log(run_dir / "log.jsonl", stage, first)
     steps = config.stage1_steps if stage == 1 else config.stage2_steps
     model.train()
     model.sam.eval()

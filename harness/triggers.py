@@ -79,7 +79,9 @@ def train_trigger(plan: Plan, run: RunConfig, stage: int) -> str:
     The second stage hangs on the first through its file.
     """
     values = _without(run.model_dump(mode="json"), *_NAMES)
-    values["protocol"] = {k: values["protocol"][k] for k in ("prompt", "answer", "lower_case", "end_of_answer")}
+    values["protocol"] = {
+        k: values["protocol"][k] for k in ("prompt", "answer", "lower_case", "end_of_answer")
+    }
     skip = (*_HOW_OFTEN, "stage2_steps") if stage == 1 else _HOW_OFTEN
     values["training"] = _without(values["training"], *skip)
     return digest([values, projector_code(run), code_hash("harness.training")])

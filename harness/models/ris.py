@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from segment_anything.modeling import Sam
@@ -141,6 +141,22 @@ class RISModel(nn.Module):
                         f"{source}: {name} is {list(state[name].shape)}, not {list(tensor.shape)}"
                     )
                 tensor.copy_(state[name])
+
+    @torch.no_grad()
+    def start_seg_head(self, states: Tensor) -> None:
+        """Data-dependent start of the ``[SEG]`` head (Salimans and Kingma 2016, section 3).
+
+        Each layer's outputs get zero mean and unit variance over ``states [m, H]``, the last the scale of
+        SAM's own point prompts. Else what all ``[SEG]`` states share, which is nearly all of them before
+        training, drowns what tells one expression from another.
+        """
+        first, activation, last = cast(tuple[nn.Linear, nn.ReLU, nn.Linear], tuple(self.seg_head))
+        for layer, inputs, scale in ((first, states, 1.0), (last, None, 0.5**0.5)):
+            inputs = activation(first(states)) if inputs is None else inputs
+            out = layer(inputs)
+            gain = scale / out.std(0).clamp(min=1e-6)
+            layer.weight.mul_(gain[:, None])
+            layer.bias.copy_((layer.bias - out.mean(0)) * gain)
 
     # --- forward ---------------------------------------------------------------------------------
 

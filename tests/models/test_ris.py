@@ -265,3 +265,17 @@ def test_an_official_checkpoint_that_is_code_is_refused(tmp_path):
     with pytest.raises((ValueError, pickle.UnpicklingError, RuntimeError)):
         load_sam(path, "vit_b")
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_seg_head_starts_with_prompts_that_differ(model):
+    """States that are nearly alike give prompts of zero mean and the scale of SAM's point prompts."""
+    generator = torch.Generator().manual_seed(0)
+    states = 3 + 0.01 * torch.randn(64, 32, generator=generator)
+    model.start_seg_head(states)
+    with torch.no_grad():
+        prompts = model.seg_head(states)
+    assert torch.allclose(prompts.mean(0), torch.zeros(16), atol=1e-3)
+    assert torch.allclose(prompts.std(0), torch.full((16,), 0.5**0.5), atol=1e-3)
+    places = torch.rand(1, 500, 2, generator=generator) * 32
+    points = model.sam.prompt_encoder.pe_layer.forward_with_coords(places, (32, 32))
+    assert points.square().mean().sqrt().item() == pytest.approx(0.5**0.5, rel=0.02)
