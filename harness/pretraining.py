@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -186,7 +187,7 @@ def _language(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path)
         )
     index = {w: tokenizer.convert_tokens_to_ids(w) for w in (*words, ".")}
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    embed = model.get_input_embeddings()
+    embed: Any = model.get_input_embeddings()
 
     def step_loss(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = [stories[i] for i in rng.choice(len(stories), 3 * config.batch, replace=False)]
