@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,6 +76,11 @@ def projectors(*, json: bool = False) -> None:
     """
     from harness.discovery import find_projectors
 
+    counts: dict[str, dict[str, int]] = {}
+    if json:  # needs torch
+        from harness.parameters import count_parameters
+
+        counts = {name: count_parameters(name) for name in find_projectors()}
     found = [
         {
             "name": info.name,
@@ -84,10 +89,25 @@ def projectors(*, json: bool = False) -> None:
             "licence": info.declared.get("licence", ""),
             "budgets": list(info.declared.get("budgets", ())),
             "needs": list(info.needs),
+            "parameters": counts.get(info.name, {}),
         }
         for info in find_projectors().values()
     ]
     _show(found, json, "\n".join(f"{p['name']:22} {p['kind']:10} {p['reference']}" for p in found))
+
+
+@app.command(name="new-projector")
+def new_projector(name: str, *, folder: Path = Path("baselines")) -> None:
+    """Write a projector's file to start from; it passes the contract tests as it stands.
+
+    Args:
+        name: lower case, words joined by underscores.
+        folder: where to write; ``baselines`` is searched by itself.
+    """
+    from harness.new_projector import write_projector
+
+    path = write_projector(name, folder)
+    _say(f"{path} is written; try it: pytest tests/projectors --projector {path}")
 
 
 @app.command
@@ -128,6 +148,11 @@ def stage(
     except (ValueError, OSError):
         traceback.print_exc()  # a job's log is read by whoever mends it
         raise
+
+
+# What projectors' packages add: the program names none of them.
+for _point in entry_points(group="svp.commands"):
+    app.command(_point.load())
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ __all__ = [
     "SuperpixelSource",
     "find_sources",
     "load_source",
+    "open_sam",
     "read_rgb",
     "write_superpixels",
 ]
@@ -195,6 +196,13 @@ def load_source(name: str, *packages: str) -> type[SuperpixelSource]:
     if name not in known:
         raise ValueError(f"unknown superpixel source '{name}'{nearest(name, list(known))}")
     return getattr(importlib.import_module(known[name].module), known[name].class_name)
+
+
+def open_sam(source: Path | str, kind: str = "tiny") -> Any:
+    """A ``segment_anything`` SAM in evaluation mode, for sources that need one (imports torch)."""
+    from harness.models.sam import load_sam
+
+    return load_sam(source, kind)
 
 
 def read_rgb(path: Path | str) -> np.ndarray:

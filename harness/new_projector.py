@@ -1,0 +1,70 @@
+"""Writes the file that a new projector starts from; it passes the contract tests as it stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.discovery import find_projectors
+from harness.files import atomic_path
+
+__all__ = ["write_projector"]
+
+_TEMPLATE = '''"""{title}: one sentence on what it does to the patches."""
+
+from torch import nn
+
+from harness.projector import ImageFeatures, Projector, VisualTokens
+
+
+class {title}(Projector):
+    """Average pooling and an MLP, until you change ``forward``."""
+
+    name = "{name}"
+    reference = "where it is described"
+    licence = "of the code that it is taken from"
+    budgets = ()
+
+    def __init__(self, interface, config=None):
+        super().__init__(interface, config)
+        skipped, reason = self.skip(interface, self.config)
+        if skipped:
+            raise ValueError(reason)
+        self.count = interface.budget or 1
+        d, width = interface.vision_width, interface.language_width
+        self.mlp = nn.Sequential(nn.Linear(d, width), nn.GELU(), nn.Linear(width, width))
+
+    @classmethod
+    def skip(cls, interface, config):
+        if interface.budget is not None and not 1 <= interface.budget <= interface.patch_count:
+            return True, f"{{interface.budget}} tokens of {{interface.patch_count}} patches cannot be given"
+        return False, ""
+
+    def forward(self, image: ImageFeatures, *, budget=None, generator=None) -> VisualTokens:
+        if budget not in (None, self.count):
+            raise ValueError(f"built for {{self.count}} tokens, cannot give {{budget}}")
+        pooled = nn.functional.adaptive_avg_pool1d(image.patches.transpose(1, 2), self.count)
+        return VisualTokens.dense(self.mlp(pooled.transpose(1, 2)))
+'''
+
+
+def write_projector(name: str, folder: Path | str) -> Path:
+    """Write ``<folder>/<name>.py``.
+
+    Args:
+        name: lower case, words joined by underscores.
+        folder: where; ``baselines`` is searched by itself.
+
+    Raises:
+        ValueError: the name is no Python name, is taken, or the file exists.
+    """
+    if not name.isidentifier() or name != name.lower():
+        raise ValueError(f"'{name}' cannot name a projector; take lower-case words joined by underscores")
+    if name in find_projectors():
+        raise ValueError(f"projector '{name}' exists in {find_projectors()[name].path}; take another name")
+    path = Path(folder) / f"{name}.py"
+    if path.exists():
+        raise ValueError(f"{path} exists; remove it or take another name")
+    title = "".join(word.capitalize() for word in name.split("_"))
+    with atomic_path(path) as aside:
+        aside.write_text(_TEMPLATE.format(name=name, title=title))
+    return path

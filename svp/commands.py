@@ -1,0 +1,87 @@
+"""What SVP adds to the ``svp`` program; each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from cyclopts import App
+
+__all__ = ["bench", "superpixels"]
+
+bench = App(name="bench", help="Measure the generator of superpixels and the parts of the projector.")
+
+
+def _print(value: Any) -> None:
+    sys.stdout.write(json_module.dumps(value, indent=2) + "\n")
+
+
+@bench.command(name="projector")
+def bench_projector_command(
+    *, json: bool = False, superpixels: int = 40, device: str = "cpu", repeats: int = 10
+) -> None:
+    """Time, FLOPs and parameters of each part of SVP at the paper's size.
+
+    Args:
+        json: print one JSON value (the default too).
+        superpixels: an image.
+        device: to measure on.
+        repeats: timed calls.
+    """
+    from svp.bench import bench_projector
+
+    _print(bench_projector(superpixels=superpixels, device=device, repeats=repeats))
+
+
+@bench.command(name="superpixels")
+def bench_superpixels_command(
+    sam: Path,
+    images: list[Path],
+    *,
+    json: bool = False,
+    kind: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "tiny",
+    points_per_side: int = 8,
+) -> None:
+    """The exact and adaptive generators against SAM's own, on the same weights and images.
+
+    Args:
+        sam: folder of the tiny SAM (results/shared/pretrained/sam-…), or an official checkpoint.
+        images: photographs or scenes.
+        json: print one JSON value (the default too).
+        kind: of the checkpoint.
+        points_per_side: prompts a side; 32 is SAM's default.
+    """
+    from harness.superpixels import open_sam, read_rgb
+    from svp.bench import bench_superpixels
+
+    arrays = [read_rgb(path) for path in images]
+    _print(bench_superpixels(open_sam(sam, kind), arrays, points_per_side=points_per_side))
+
+
+def superpixels(
+    image: Path,
+    *,
+    out: Path = Path("superpixels.png"),
+    source: str = "slic",
+    options: str = "{}",
+    sam: Path | None = None,
+    kind: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "tiny",
+) -> None:
+    """Draw the superpixels of one photograph over it.
+
+    Args:
+        image: the photograph.
+        out: the PNG to write.
+        source: a superpixel source: sam, slic, felzenszwalb, grid.
+        options: of the source, as JSON.
+        sam: weights, for sources that use a SAM.
+        kind: of the weights.
+    """
+    from harness.superpixels import load_source, open_sam
+    from svp.overlay import superpixel_overlay
+
+    chosen = load_source(source)
+    model = open_sam(sam, kind) if sam is not None else None
+    _print(superpixel_overlay(image, chosen(chosen.Config(**json_module.loads(options)), model), out))
