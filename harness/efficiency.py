@@ -131,7 +131,8 @@ def _measure_own(rows: list[_Row]) -> None:
                     work()
                     if torch.cuda.is_available():
                         torch.cuda.reset_peak_memory_stats()
-                    row.flops[stage, batch] = _flops(work)
+                    if batch != -1:  # torch's counter cannot follow a backward pass through frozen inputs
+                        row.flops[stage, batch] = _flops(work)
                     if torch.cuda.is_available():
                         row.peak[stage, batch] = torch.cuda.max_memory_allocated()
             for _ in tqdm(range(_ROUNDS), desc=f"time batch {batch}", mininterval=5):
