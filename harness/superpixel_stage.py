@@ -6,13 +6,13 @@ import pandas as pd
 import torch
 from pydantic import ValidationError
 
-from harness.assembly import model_source
 from harness.config import RunConfig
 from harness.data.tables import Tables, load_tables
 from harness.features import FeatureArray
 from harness.models.sam import load_sam
 from harness.plan import Plan
 from harness.superpixels import SuperpixelSource, load_source, write_superpixels
+from harness.triggers import superpixel_trigger
 
 __all__ = ["build_source", "superpixel_stage"]
 
@@ -40,7 +40,7 @@ def build_source(plan: Plan, run: RunConfig, tables: Tables | None = None) -> Su
         raise ValueError(f"superpixels: {config.source}: {place}: {first['msg']}") from error
     sam = None
     if source_class.needs_sam:
-        sam = load_sam(model_source(plan, run, "sam"), run.models.sam.kind, run.models.sam.sha256)
+        sam = load_sam(plan.model_source(run, "sam"), run.models.sam.kind, run.models.sam.sha256)
     return source_class(options, sam)
 
 
@@ -57,6 +57,9 @@ def superpixel_stage(plan: Plan, run: RunConfig) -> None:
         source,
         run.models.vision.grid,
         plan.superpixel_dir(str(plan.superpixel_key(run))),
-        identity={"key": plan.superpixel_key(run)},
+        identity={
+            "key": plan.superpixel_key(run),
+            "code": superpixel_trigger(plan, str(plan.superpixel_key(run))),
+        },
         sam_embeddings=(lambda i: embeddings.batch([i])[0]) if embeddings is not None else None,
     )
