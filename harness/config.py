@@ -117,7 +117,9 @@ class PretrainConfig(Strict):
     vision_steps: int = 600
     language_width: int = 96
     language_depth: int = 4
-    language_heads: int = 4
+    language_heads: int = 2
+    language_batch: int = 48
+    language_muon: bool = True
     language_steps: int = 600
     sam_width: int = 128
     sam_depth: int = 2
@@ -126,7 +128,7 @@ class PretrainConfig(Strict):
     sam_dense_steps: int = 400
     sam_steps: int = 300
     sam_learning_rate: float = 3e-3
-    batch: int = 16
+    batch: int = 8
     learning_rate: float = 2e-3
     torch_threads: int = 1
 

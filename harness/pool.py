@@ -12,7 +12,10 @@ from pycocotools import mask as coco_mask
 
 from harness.images import read_rgb
 
-__all__ = ["DenseTargets", "Pool", "Story", "Thing", "place_words"]
+__all__ = ["PLACES", "DenseTargets", "Pool", "Story", "Thing", "place_words"]
+
+# Columns, and rows, of a place in words.
+PLACES = 12
 
 _ATTRIBUTES = ("category", "color", "pattern", "size")
 # A patch takes an object's name where the object covers at least this share of it.
@@ -173,6 +176,11 @@ class Pool:
             masks[i] = part, whole, whole
         return points, masks
 
+    def regions(self, index: int, count: int, rng: np.random.Generator) -> np.ndarray:
+        """``[count, H, W]`` masks of objects of an image, drawn with replacement."""
+        objects = self._masks(index, self.annotations)
+        return objects[rng.integers(len(objects), size=count)]
+
     def stories(self) -> list[Story]:
         """Each expression with its scene in words, piece by piece, and the words of the object meant."""
         told: dict[int, list[dict]] = {}
@@ -209,4 +217,6 @@ def _looks(thing: dict) -> tuple[str, ...]:
 
 def place_words(x: float, y: float) -> tuple[str, str]:
     """A place in words: column and row in twelfths of the image, from normalised coordinates."""
-    return tuple(f"{axis}{min(11, max(0, int(12 * v)))}" for axis, v in (("x", x), ("y", y)))  # type: ignore[return-value]
+    return tuple(  # type: ignore[return-value]
+        f"{axis}{min(PLACES - 1, max(0, int(PLACES * v)))}" for axis, v in (("x", x), ("y", y))
+    )

@@ -31,8 +31,8 @@ from transformers import (
 from harness.config import PretrainConfig, RunConfig
 from harness.files import write_json
 from harness.models.vision import VisionEncoder
-from harness.optimise import optimise
-from harness.pool import Pool, Story, place_words
+from harness.optimise import optimise, split_matrices
+from harness.pool import PLACES, Pool, Story, place_words
 from harness.sam_pretraining import pretrain_sam
 from harness.seeds import forked_rng
 
@@ -73,7 +73,8 @@ def _vision(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path) -
     """Dense attribute classification: each patch names what covers most of it.
 
     Targets are the category, colour, pattern and size of the object that covers most of a patch
-    (background where none covers a third), from linear heads that are thrown away.
+    (background where none covers a third), and the patch's own place, which the features of real encoders
+    tell too; from linear heads that are thrown away.
     """
     config_class, model_class = _VISION[run.models.vision.kind]
     shape = {
@@ -94,20 +95,23 @@ def _vision(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path) -
         heads = nn.ModuleDict(
             {k: nn.Linear(config.vision_width, n + 1) for k, n in pool.class_counts().items()}
         )
+        place = nn.Linear(config.vision_width, 2)
     encoder = VisionEncoder(model, run.models.vision)
     model.train().requires_grad_(True)
     pixels = torch.stack([encoder.preprocess(pool.image(i)) for i in range(len(pool))])
     labels = pool.patch_labels(run.models.vision.grid)
     targets = {k: torch.from_numpy(v) for k, v in labels.items()}
-    grid_count = run.models.vision.grid[0] * run.models.vision.grid[1]
+    rows, columns = run.models.vision.grid
+    across = torch.arange(columns).repeat(rows) * 2 / columns - 1
+    down = torch.arange(rows).repeat_interleave(columns) * 2 / rows - 1
+    where = torch.stack([across, down], -1)
 
     def step_loss(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        rows = rng.choice(len(pool), config.batch, replace=False)
-        batch = pixels[rows]
-        state = model(pixel_values=batch).last_hidden_state[:, -grid_count:]
-        loss, correct = torch.zeros(()), []
+        drawn = rng.choice(len(pool), config.batch, replace=False)
+        state = model(pixel_values=pixels[drawn]).last_hidden_state[:, -len(where) :]
+        loss, correct = F.mse_loss(place(state), where.expand(len(drawn), -1, -1)), []
         for key, head in heads.items():
-            scores, target = head(state).flatten(0, 1), targets[key][rows].flatten()
+            scores, target = head(state).flatten(0, 1), targets[key][drawn].flatten()
             # Background fills most patches; a class's weight keeps it from filling the loss too.
             weight = torch.where(target == 0, 0.2, 1.0)
             loss = loss + (F.cross_entropy(scores, target, reduction="none") * weight).sum() / weight.sum()
@@ -115,9 +119,9 @@ def _vision(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path) -
             correct.append((scores.argmax(-1)[seen] == target[seen]).float().mean().item())
         return loss, {"accuracy": float(np.mean(correct))}
 
-    parameters = [*model.parameters(), *heads.parameters()]
+    matrices, others = split_matrices(model.encoder, model, heads, place)
     summary = optimise(
-        "vision", parameters, config.vision_steps, config.learning_rate, step_loss, config.seed
+        "vision", others, config.vision_steps, config.learning_rate, step_loss, config.seed, matrices
     )
     model.save_pretrained(out_dir)
     return summary
@@ -143,14 +147,13 @@ def build_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
 def _pieces(story: Story, rng: np.random.Generator) -> list[tuple[str, ...]]:
     """The scene as positions of the prefix, in any order, each the words of one piece of an object.
 
-    An object is told in one piece, as superpixels tell it, or in several from places within its box, as
+    An object is told in one piece, as superpixels tell it, or in four from the quarters of its box, as
     patches do; so no kind of visual token is the only one that the language model has met.
     """
     pieces = []
     for thing in story.things:
-        count = 1 if rng.random() < 0.5 else int(rng.integers(2, 5))
-        spread = 0.0 if count == 1 else 0.5
-        for dx, dy in rng.uniform(-spread, spread, (count, 2)):
+        quarters = [(dx, dy) for dx in (-0.25, 0.25) for dy in (-0.25, 0.25)]
+        for dx, dy in [(0.0, 0.0)] if rng.random() < 0.5 else quarters:
             pieces.append(
                 (*thing.looks, *place_words(thing.x + dx * thing.width, thing.y + dy * thing.height))
             )
@@ -158,16 +161,18 @@ def _pieces(story: Story, rng: np.random.Generator) -> list[tuple[str, ...]]:
 
 
 def _language(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path) -> dict[str, float]:
-    """Next-word prediction on scenes told in words: what is there, an expression, the object meant.
+    """Referring in words: what is there, an expression, and then every word of the object meant at once.
 
-    Each piece of an object is one position, the mean of its words' embeddings; the words that answer say
-    what the object looks like and where it is. What an LLM knows of referring before it sees an image.
-    A blank stands before the answer, the mean of all embeddings, which is what ``[SEG]`` starts from.
+    Each piece of an object is one position, the normalised sum of its words' embeddings. A blank ends the
+    text, the mean of all embeddings, which is what ``[SEG]`` starts from; there the model's own output
+    head names the looks and the place of the object meant, all in one step (as in multi-token prediction,
+    arXiv 2404.19737), so that one hidden state holds all that ``[SEG]`` must tell. It is what an LLM
+    knows of referring before it sees an image.
     """
     stories = pool.stories()
-    words = {w for s in stories for w in (*s.expression.split(), *s.answer)}
-    words |= {w for i in range(12) for w in place_words((i + 0.5) / 12, (i + 0.5) / 12)}
-    words |= {w for s in stories for t in s.things for w in t.looks}
+    places = [[f"{axis}{i}" for i in range(PLACES)] for axis in ("x", "y")]
+    fields = [sorted({s.answer[i] for s in stories}) for i in range(4)] + places
+    words = {w for s in stories for w in s.expression.split()} | {w for names in fields for w in names}
     tokenizer = build_tokenizer([*words, *".,;:?"])
     with forked_rng("language", config.seed):
         model = LlamaForCausalLM(
@@ -180,47 +185,46 @@ def _language(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path)
                 # The default of 0.02 suits widths of thousands; at this width attention would start blind.
                 initializer_range=config.language_width**-0.5,
                 max_position_embeddings=1024,
+                # Slow rotations: what a word means should match over any distance.
+                rope_parameters={"rope_type": "default", "rope_theta": 1e6},
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
+    with torch.no_grad():
+        for layer in model.model.layers:
+            # A word attends to its like from the first step on, which is what referring needs.
+            layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
     index = {w: tokenizer.convert_tokens_to_ids(w) for w in (*words, ".")}
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     embed: Any = model.get_input_embeddings()
+    bos = torch.tensor([tokenizer.bos_token_id])
+    classes = [torch.tensor([index[w] for w in names]) for names in fields]
+    numbers = [{w: i for i, w in enumerate(names)} for names in fields]
 
     def step_loss(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        chosen = [stories[i] for i in rng.choice(len(stories), 3 * config.batch, replace=False)]
-        prefixes, questions, answers, labels = [], [], [], []
-        for story in chosen:
+        rows, wanted = [], []
+        for i in rng.choice(len(stories), config.language_batch, replace=False):
+            story = stories[i]
             pieces = torch.tensor([[index[w] for w in piece] for piece in _pieces(story, rng)])
-            question = [index[w] for w in (*story.expression.split(), ".")]
-            answer = [index[w] for w in story.answer]
-            prefixes.append(pieces)
-            questions.append(torch.tensor(question))
-            answers.append(torch.tensor([*answer, eos]))
-            # Neither the scene nor the blank is to be guessed.
-            labels.append(torch.tensor([-100] * (1 + len(pieces)) + [*question, -100, *answer, eos]))
-        blank = embed.weight.mean(0, keepdim=True)
-        rows = [
-            torch.cat([embed(torch.tensor([bos])), embed(p).mean(1), embed(q), blank, embed(a)])
-            for p, q, a in zip(prefixes, questions, answers, strict=True)
-        ]
+            question = torch.tensor([index[w] for w in (*story.expression.split(), ".")])
+            told = embed(pieces).sum(1) / pieces.shape[1] ** 0.5
+            rows.append(torch.cat([embed(bos), told, embed(question), embed.weight.mean(0, keepdim=True)]))
+            wanted.append([number[w] for number, w in zip(numbers, story.answer, strict=True)])
+        target = torch.tensor(wanted)
         inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        wanted = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
-        logits = model(inputs_embeds=inputs).logits[:, :-1]
-        wanted = wanted[:, 1:]
-        loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-100)
-        # The end of a text: ..., x, y, </s>
-        ends = torch.tensor([len(told) - 2 for told in labels])
-        order = torch.arange(len(chosen))
-        with torch.no_grad():
-            right = [logits[order, ends - k].argmax(-1) == wanted[order, ends - k] for k in (1, 2)]
-        return loss, {"place": (right[0] & right[1]).float().mean().item()}
+        states = model.model(inputs_embeds=inputs).last_hidden_state
+        scores = model.lm_head(states[torch.arange(len(rows)), torch.tensor([len(r) - 1 for r in rows])])
+        named = [scores[:, ids] for ids in classes]
+        loss = torch.stack([F.cross_entropy(s, target[:, i]) for i, s in enumerate(named)]).sum()
+        right = torch.stack([s.argmax(-1) == target[:, i] for i, s in enumerate(named)]).float().mean(1)
+        return loss, {"looks": right[:4].mean().item(), "place": right[4:].mean().item()}
 
-    parameters = list(model.parameters())
+    matrices, others = split_matrices(model.model.layers, model)
+    if not config.language_muon:
+        matrices, others = [], list(model.parameters())
     summary = optimise(
-        "language", parameters, config.language_steps, config.learning_rate, step_loss, config.seed
+        "language", others, config.language_steps, config.learning_rate, step_loss, config.seed, matrices
     )
     model.save_pretrained(out_dir)
     tokenizer.save_pretrained(out_dir)

@@ -18,14 +18,23 @@ from torch.nn import functional as F
 
 from harness.config import PretrainConfig, RunConfig
 from harness.models.losses import dice_loss
-from harness.models.sam import TinySamSize, build_tiny_sam, decode_masks, sam_input, save_tiny_sam
-from harness.optimise import optimise
+from harness.models.sam import (
+    TinySamSize,
+    build_tiny_sam,
+    decode_masks,
+    region_embeddings,
+    sam_input,
+    save_tiny_sam,
+)
+from harness.optimise import optimise, split_matrices
 from harness.pool import Pool
 from harness.seeds import forked_rng
 
 __all__ = ["pretrain_sam"]
 
-_POINTS = 6
+# Prompts of an image and step.
+_POINTS = 5
+_REGIONS = 3
 # Gain of the attention projections that match positions: enough for a peak at the right place.
 _MATCH_GAIN = 2.0
 
@@ -106,43 +115,65 @@ def _dense(sam: Sam, head: nn.Conv2d, pixels: Tensor, pool: Pool, config: Pretra
             iou = (guess & truth).sum() / (guess | truth).sum().clamp(min=1)
         return kind + offset + 2 * place + 0.5 * names, {"iou": iou.item(), "names": names.item()}
 
-    parameters = [*sam.image_encoder.parameters(), *head.parameters()]
+    matrices, others = split_matrices(sam.image_encoder.blocks, sam.image_encoder, head)
     return optimise(
-        "sam encoder", parameters, config.sam_dense_steps, config.sam_learning_rate, step_loss, config.seed
+        "sam encoder",
+        others,
+        config.sam_dense_steps,
+        config.sam_learning_rate,
+        step_loss,
+        config.seed,
+        matrices,
     )
 
 
 def _prompted(sam: Sam, pixels: Tensor, pool: Pool, config: PretrainConfig) -> dict[str, float]:
-    """Point prompts; the three outputs learn sub-part, part and whole, the single output the whole.
+    """Point prompts and region prompts, as SAM learns from points and, for text, from region embeddings.
 
-    A point on a detail asks for the detail, then the object, then the object; a point elsewhere on an
-    object asks for the object thrice; a point on the background for the background. The IoU head
-    regresses the true IoU of each output, as SAM's does.
+    Points: the three outputs learn sub-part, part and whole, the single output the whole. A point on a
+    detail asks for the detail, then the object, then the object; a point elsewhere on an object asks for
+    the object thrice; a point on the background for the background.
+
+    Regions: the prompt is the mean image embedding under an object's mask, and the single output learns
+    the object. SAM's text-to-mask trial (arXiv 2304.02643, section 7.5) prompts with an embedding of the
+    region too; it is what a ``[SEG]`` prompt, which says what is meant and not where to click, builds on.
+
+    The IoU head regresses the true IoU of each output, as SAM's does.
     """
     # Frozen, so that it keeps what the dense targets taught it, and is run once an image.
     with torch.no_grad():
         encoded = torch.cat([sam.image_encoder(part) for part in pixels.split(config.batch)])
 
-    def step_loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        rows = rng.choice(len(pool), config.batch, replace=False)
-        points, masks = zip(*(pool.points(int(r), _POINTS, rng) for r in rows), strict=True)
-        coordinates = torch.from_numpy(np.concatenate(points)).float()[:, None]
-        target = torch.from_numpy(np.concatenate(masks)).float()
-        embeddings = encoded[rows].repeat_interleave(_POINTS, 0)
-        ones = torch.ones(len(coordinates), 1)
-        sparse, _ = sam.prompt_encoder(points=(coordinates, ones), boxes=None, masks=None)
-        logits, quality = decode_masks(sam, embeddings, sparse, outputs="all")
-        # The decoder's own resolution: soft targets there cost a quarter of the full image's pixels.
-        wanted = F.adaptive_avg_pool2d(target, (logits.shape[-2], logits.shape[-1]))[:, [2, 0, 1, 2]].flatten(
-            0, 1
-        )
+    def masks_of(logits: Tensor, quality: Tensor, wanted: Tensor, balance: float) -> tuple[Tensor, Tensor]:
         logits = logits.flatten(0, 1)
         with torch.no_grad():
             guess, truth = logits > 0, wanted > 0.5
             iou = (guess & truth).flatten(1).sum(1) / (guess | truth).flatten(1).sum(1).clamp(min=1)
-        balance = max(0.0, 1 - step / (0.4 * config.sam_steps))
         loss = _balanced_bce(logits, wanted, balance) + dice_loss(logits, wanted)
-        return loss + F.mse_loss(quality.flatten(), iou), {"iou": iou.mean().item()}
+        return loss + F.mse_loss(quality.flatten(), iou), iou.mean()
+
+    def step_loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        rows = rng.choice(len(pool), config.batch, replace=False)
+        points, masks = zip(*(pool.points(int(r), _POINTS, rng) for r in rows), strict=True)
+        coordinates = torch.from_numpy(np.concatenate(points)).float()[:, None]
+        sparse, _ = sam.prompt_encoder(
+            points=(coordinates, torch.ones(len(coordinates), 1)), boxes=None, masks=None
+        )
+        balance = max(0.0, 1 - step / (0.4 * config.sam_steps))
+        logits, quality = decode_masks(
+            sam, encoded[rows].repeat_interleave(_POINTS, 0), sparse, outputs="all"
+        )
+        # The decoder's own resolution: soft targets there cost a quarter of the full image's pixels.
+        side = logits.shape[-1]
+        asked = F.adaptive_avg_pool2d(torch.from_numpy(np.concatenate(masks)).float(), side)
+        clicked, iou = masks_of(logits, quality, asked[:, [2, 0, 1, 2]].flatten(0, 1), balance)
+
+        regions = np.concatenate([pool.regions(int(r), _REGIONS, rng) for r in rows])
+        meant = F.adaptive_avg_pool2d(torch.from_numpy(regions).float()[:, None], side)
+        embeddings = encoded[rows].repeat_interleave(_REGIONS, 0)
+        prompts = region_embeddings(embeddings, meant)
+        named, region_iou = masks_of(*decode_masks(sam, embeddings, prompts), meant[:, 0], balance)
+        return clicked + named, {"iou": iou.item(), "region_iou": region_iou.item()}
 
     parameters = [*sam.prompt_encoder.parameters(), *sam.mask_decoder.parameters()]
     return optimise("sam", parameters, config.sam_steps, config.sam_learning_rate, step_loss, config.seed)

@@ -21,7 +21,13 @@ _PALETTES = {
         "purple": (134, 88, 146), "white": (216, 212, 204), "black": (58, 54, 58),
     },
 }  # fmt: skip
-_CREAM, _UMBER, _ORANGE = np.array([250, 238, 208]), np.array([72, 46, 36]), np.array([250, 132, 28])
+# A category's part is of its own stuff, whatever the object's color: trunks are brown, heads of skin.
+_STUFF = {
+    "person": (240, 190, 150), "cat": (255, 130, 180), "bird": (0, 215, 225), "fish": (170, 240, 70),
+    "bug": (235, 50, 170), "cup": (250, 238, 208), "plate": (195, 175, 250), "box": (135, 138, 142),
+    "star": (0, 140, 140), "ring": (110, 150, 255), "tree": (125, 75, 40), "bottle": (150, 30, 60),
+}  # fmt: skip
+_ORANGE = np.array([250, 132, 28])
 _LEAST_PART = 4
 
 
@@ -80,7 +86,7 @@ def _surface(item: Placed, size: int, domain: str, rng: np.random.Generator) -> 
     mark = _pattern(item.looks["pattern"], h, w, size / 96, rng)[..., None]
     paint = base * (1 - mark) + tone * mark
     for name, cover in item.raster.layers.items():
-        ink = _ORANGE if name in DETAILS else (_CREAM if dark else _UMBER)
+        ink = _ORANGE if name in DETAILS else np.array(_STUFF[item.looks["category"]])
         paint = paint * (1 - cover[..., None]) + ink * cover[..., None]
     return paint * (1 - 0.4 * _contour(item.raster.alpha))[..., None]
 

@@ -22,6 +22,7 @@ __all__ = [
     "build_tiny_sam",
     "decode_masks",
     "load_sam",
+    "region_embeddings",
     "sam_frame",
     "sam_input",
     "save_tiny_sam",
@@ -165,6 +166,13 @@ def decode_masks(
     )
     chosen = {"single": slice(0, 1), "three": slice(1, None), "all": slice(None)}[outputs]
     return logits[:, chosen], quality[:, chosen]
+
+
+def region_embeddings(image_embeddings: Tensor, masks: Tensor) -> Tensor:
+    """``[m, 1, C]`` mean of ``image_embeddings [m, C, h, w]`` under soft ``masks [m, 1, s, s]``."""
+    share = F.adaptive_avg_pool2d(masks, image_embeddings.shape[-2:])
+    total = share.sum((2, 3)).clamp(min=1e-6)
+    return ((image_embeddings * share).sum((2, 3)) / total)[:, None]
 
 
 def upscale_logits(
