@@ -132,9 +132,15 @@ class PretrainConfig(Strict):
 
 
 class ModelsConfig(Strict):
-    """Which vision encoder, language model and SAM; ``size`` names the result folder's prefix."""
+    """Which vision encoder, language model and SAM; ``size`` names the result folder's prefix.
+
+    ``gpu``: jobs that run the models ask the scheduler for GPUs, and for four times the time that the tiny
+    ones need. ``memory_gb``: host memory of each of their processes, where it is more than the tiny ones'.
+    """
 
     size: str = "tiny"
+    gpu: bool = False
+    memory_gb: int = Field(0, ge=0)
     vision: VisionConfig
     language: LanguageConfig = LanguageConfig()
     sam: SamConfig = SamConfig()
@@ -162,6 +168,10 @@ class TrainingConfig(Strict):
     The published schedule is GLaMM's: AdamW 3e-4, betas (0.9, 0.95), 100 warm-up steps, linear to 0.
     ``balanced_until`` is not theirs: the share of all steps in which BCE goes from target and background
     at equal weight to every pixel alike; 0 leaves it out. For models too small to start well.
+
+    A step's images go through the model ``images_per_forward`` at a time (``None``: all at once), shared
+    out among ``processes`` (GPUs); gradients are summed, so that neither changes the step but in rounding.
+    ``strategy``: ``ddp`` holds the frozen weights in every process, ``fsdp`` a share of them in each.
     """
 
     stage1_steps: int
@@ -178,9 +188,35 @@ class TrainingConfig(Strict):
     dice_weight: float = 0.5
     balanced_until: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    images_per_forward: int | None = Field(None, ge=1)
+    gradient_checkpointing: bool = False
+    processes: int = Field(1, ge=1)
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     torch_threads: int = 1
     checkpoint_every: int = 100
     log_every: int = 20
+
+    @property
+    def forwards_per_step(self) -> int:
+        """Forward passes that a step's images take, over all processes."""
+        return self.images_per_step // min(
+            self.images_per_forward or self.images_per_step, self.images_per_step
+        )
+
+    @property
+    def workers(self) -> int:
+        """Processes that have a forward pass to make."""
+        return min(self.processes, self.forwards_per_step)
+
+    @model_validator(mode="after")
+    def _shared_out_evenly(self) -> TrainingConfig:
+        each = min(self.images_per_forward or self.images_per_step, self.images_per_step)
+        if self.images_per_step % each or self.forwards_per_step % self.workers:
+            raise ValueError(
+                f"images_per_step {self.images_per_step} must be a multiple of images_per_forward {each} "
+                f"times processes {self.processes}"
+            )
+        return self
 
 
 class ProtocolConfig(Strict):
@@ -305,10 +341,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def _load_part(root: Path, block: str, name: str) -> dict[str, Any]:
+def _load_part(root: Path, block: str, name: str, size: str = "tiny") -> dict[str, Any]:
+    """A part by name; ``NAME.SIZE.yaml`` stands in for ``NAME.yaml`` at that size of models."""
     folder = _parts_dir(root) / block
-    known = sorted(p.stem for p in folder.glob("*.yaml"))
-    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
+    known = sorted(p.stem for p in folder.glob("*.yaml") if "." not in p.stem)
+    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.{size}.yaml"
+    path = path if path.is_file() or name.endswith(".yaml") else folder / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(f"{block}: there is no part '{name}' in config/parts/{block}{nearest(name, known)}")
     return _read_yaml(path)
@@ -319,7 +357,7 @@ def _apply(blocks: dict[str, Any], key: str, value: Any, root: Path, where: str)
     if block not in BLOCKS:
         raise ConfigError(f"{where}: unknown block in '{key}'{nearest(block, list(BLOCKS))}")
     if not rest:
-        blocks[block] = _load_part(root, block, value)
+        blocks[block] = _load_part(root, block, value, blocks["models"].get("size", "tiny"))
         return
     target = blocks[block]
     *path, last = rest.split(".")
@@ -407,9 +445,12 @@ def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]
         ConfigError: a part, a projector or a key is not there.
     """
     root = Path(root)
-    base = {block: _load_part(root, block, getattr(study, block)) for block in BLOCKS}
+    models = _load_part(root, "models", study.models)
+    size = models.get("size", "tiny")
+    base = {block: _load_part(root, block, getattr(study, block), size) for block in BLOCKS}
+    base["models"] = models
     if study.effort == "quick":
-        for key, value in _load_part(root, "effort", "quick").items():
+        for key, value in _load_part(root, "effort", "quick", size).items():
             _apply(base, key, value, root, "effort quick")
     for key, value in study.set.items():
         _apply(base, key, value, root, "config: set")
@@ -418,7 +459,7 @@ def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]
         info = _check_row(row, study)
         blocks: dict[str, Any] = copy.deepcopy(base)
         if info.superpixel_source:
-            blocks["superpixels"] = _load_part(root, "superpixels", info.superpixel_source)
+            blocks["superpixels"] = _load_part(root, "superpixels", info.superpixel_source, size)
         for key, value in row.set.items():
             _apply(blocks, key, value, root, f"config: rows: {row.name}: set")
         if "root" in blocks["data"]:
