@@ -21,6 +21,7 @@ from harness.discovery import get_projector, nearest
 
 __all__ = [
     "ConfigError",
+    "FeatureConfig",
     "LanguageConfig",
     "ModelsConfig",
     "PretrainConfig",
@@ -37,6 +38,7 @@ __all__ = [
     "resolve_study",
 ]
 
+FEATURE_ITEMS = ("patches", "levels", "cls_attention", "keys", "sam")
 BLOCKS = ("data", "models", "superpixels", "training", "protocol")
 
 
@@ -107,6 +109,26 @@ class SamConfig(Strict):
     sha256: str | None = None
 
 
+class FeatureConfig(Strict):
+    """How the frozen encoders' outputs are cached.
+
+    ``dtype`` is that of the cache; images that are not cached are rounded to it too. ``compute`` is that
+    of the encoders. ``budget_gb``: most that an item (``sam``, ``patches``, …) may take on disk, images of
+    ``train`` first; 0 stores none of it, and an item that is not named has no limit.
+    """
+
+    dtype: Literal["float16", "bfloat16"] = "float16"
+    compute: Literal["float32", "bfloat16"] = "float32"
+    budget_gb: dict[str, Annotated[float, Field(ge=0)]] = {}
+
+    @model_validator(mode="after")
+    def _known_items(self) -> FeatureConfig:
+        for item in self.budget_gb:
+            if item not in FEATURE_ITEMS:
+                raise ValueError(f"budget_gb: unknown item '{item}'{nearest(item, list(FEATURE_ITEMS))}")
+        return self
+
+
 class PretrainConfig(Strict):
     """Sizes and schedules of the tiny models that the workflow pretrains on the pool of images."""
 
@@ -144,6 +166,7 @@ class ModelsConfig(Strict):
     vision: VisionConfig
     language: LanguageConfig = LanguageConfig()
     sam: SamConfig = SamConfig()
+    features: FeatureConfig = FeatureConfig()
     pretrain: PretrainConfig | None = None
 
     @model_validator(mode="after")

@@ -156,12 +156,14 @@ class Plan:
 
     def feature_spec(self, run: RunConfig, item: str) -> dict[str, Any]:
         """What one cached array depends on: ``patches``, ``levels``, ``cls_attention``, ``keys``, ``sam``."""
+        features = run.models.features
+        cached = {"dtype": features.dtype, "compute": features.compute, "gb": features.budget_gb.get(item)}
+        common = {"item": item, "data": self.data_key(run), **cached}
         if item == "sam":
-            return {"item": item, "data": self.data_key(run), "model": self.model_key(run, "sam")}
+            return {**common, "model": self.model_key(run, "sam")}
         vision = run.models.vision
         return {
-            "item": item,
-            "data": self.data_key(run),
+            **common,
             "model": self.model_key(run, "vision"),
             "layer": vision.layer,
             "levels": list(vision.levels) if item == "levels" else None,
