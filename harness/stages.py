@@ -78,9 +78,14 @@ def _superpixels(plan: Plan, key: str) -> None:
 
 
 def _train(plan: Plan, run: RunConfig, stage: int) -> None:
-    from harness.training import train_stage
+    if run.training.workers > 1:
+        from harness.parallel import launch
 
-    train_stage(plan, run, stage)
+        launch(plan.config_file, run.id, stage, run.training.workers)
+    else:
+        from harness.training import train_stage
+
+        train_stage(plan, run, stage)
 
 
 def _predict(plan: Plan, run: RunConfig) -> None:
