@@ -64,11 +64,14 @@ class Strict(BaseModel):
 class VisionConfig(Strict):
     """The frozen vision encoder in front of the projector.
 
+    ``kind`` tells how pixels are normalised: ``dinov2`` (with registers or without), ``clip`` (OpenCLIP's
+    weights in transformers' format too), ``siglip`` (SigLIP 2 too); ``auto`` is any other transformers
+    vision model with a patch grid, normalised as the ``preprocessor_config.json`` beside it says.
     ``source`` is ``pretrained`` (the tiny one that the workflow trains) or what ``from_pretrained``
     takes. ``layer`` and ``levels`` index hidden states as transformers does (-1 is the last).
     """
 
-    kind: Literal["dinov2", "clip", "siglip"] = "dinov2"
+    kind: Literal["dinov2", "clip", "siglip", "auto"] = "dinov2"
     source: str = "pretrained"
     image_size: int
     patch_size: int
@@ -174,6 +177,8 @@ class ModelsConfig(Strict):
         named = [n for n in ("vision", "language", "sam") if getattr(self, n).source == "pretrained"]
         if named and self.pretrain is None:
             raise ValueError(f"{', '.join(named)}: source 'pretrained' needs a 'pretrain' block")
+        if "vision" in named and self.vision.kind == "auto":
+            raise ValueError("vision: kind 'auto' has no tiny form; name one, or weights as 'source'")
         return self
 
 
@@ -245,17 +250,30 @@ class TrainingConfig(Strict):
 class ProtocolConfig(Strict):
     """How expressions become prompts and logits become masks: data, hashed into every row.
 
-    ``prompt`` holds ``{image}`` and ``{expression}``; ``answer`` holds ``[SEG]``; EOS follows it, unless
+    ``prompt`` holds ``{image}`` and ``{expression}``; ``answer`` holds ``[SEG]``. Either may be a list, of
+    which an expression's words draw one; ``preamble`` stands before each prompt. EOS follows the answer, unless
     ``end_of_answer`` is off: a model of width 96 that must say EOS at ``[SEG]`` has no room left there
     for what ``[SEG]`` means.
     """
 
     name: Literal["full", "glamm-3sent"] = "full"
-    prompt: str = "{image} {expression} ."
-    answer: str = "[SEG]"
+    preamble: str = ""
+    prompt: str | Annotated[tuple[str, ...], Field(min_length=1)] = "{image} {expression} ."
+    answer: str | Annotated[tuple[str, ...], Field(min_length=1)] = "[SEG]"
     lower_case: bool = True
     end_of_answer: bool = True
     threshold: float = 0.0
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Every prompt, whole."""
+        prompts = (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+        return tuple(self.preamble + prompt for prompt in prompts)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every answer."""
+        return (self.answer,) if isinstance(self.answer, str) else self.answer
 
 
 class Row(Strict):

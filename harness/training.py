@@ -90,8 +90,8 @@ def training_step(
 ) -> dict[str, float]:
     """This process's forward and backward passes of one step, gradients left in place.
 
-    Losses are means over expressions, so each pass counts by its share of the step's (answers of one
-    protocol are alike in length, so that this holds for the cross-entropy too).
+    Losses are means over expressions, so each pass counts by its share of the step's. The cross-entropy is
+    a mean over answer tokens: the same where all answers of a protocol are equally long.
 
     Returns:
         The step's loss and its parts, over all processes.

@@ -81,7 +81,7 @@ def train_trigger(plan: Plan, run: RunConfig, stage: int) -> str:
     """
     values = _without(_dump(run), *_NAMES)
     values["protocol"] = {
-        k: values["protocol"][k] for k in ("prompt", "answer", "lower_case", "end_of_answer")
+        k: values["protocol"][k] for k in ("preamble", "prompt", "answer", "lower_case", "end_of_answer")
     }
     skip = (*_HOW_OFTEN, "stage2_steps") if stage == 1 else _HOW_OFTEN
     values["training"] = _without(values["training"], *skip)
