@@ -18,7 +18,8 @@ from harness.discovery import load_projector
 from harness.features import open_features
 from harness.models.language import Template, load_language
 from harness.models.ris import RISModel
-from harness.models.sam import load_sam, sam_frame
+from harness.models.sam import NoEncoder, load_sam, sam_frame
+from harness.models.starting import load_start
 from harness.plan import Plan
 from harness.projector import ImageFeatures, Interface
 from harness.seeds import forked_rng
@@ -33,6 +34,7 @@ def build_model(plan: Plan, run: RunConfig, data: RunData) -> RISModel:
     dtype = getattr(torch, run.training.dtype)
     language, tokenizer = load_language(run.models.language, plan.model_source(run, "language"), dtype)
     sam = load_sam(plan.model_source(run, "sam"), run.models.sam.kind, run.models.sam.sha256)
+    sam.image_encoder = NoEncoder(sam.image_encoder.img_size)
     projector_class = load_projector(run.source)
     interface = Interface(
         vision_width=data.vision_width,
@@ -49,7 +51,10 @@ def build_model(plan: Plan, run: RunConfig, data: RunData) -> RISModel:
         projector = projector_class(interface, config)
     with forked_rng("model", run.seed):
         template = Template.parse(run.protocol, tokenizer)
-        return RISModel(projector, language, template, sam, run.models.language)
+        model = RISModel(projector, language, template, sam, run.models.language)
+    if (start := plan.start_file(run)) is not None:
+        load_start(model, start, projector=run.models.start_projector)
+    return model
 
 
 def load_stage(model: RISModel, path: Path) -> None:

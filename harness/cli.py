@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import traceback
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from harness.commands.bench import bench
+from harness.commands.weights import weights
 from harness.stages import StageName, run_stage
 
 __all__ = ["app", "main"]
@@ -151,45 +152,8 @@ def stage(
         raise
 
 
-bench = App(name="bench", help="Measure what the parts cost and save.")
-app.command(bench)
-
-
-def _bench(name: str, study: Path, folder: Path | None, as_json: bool) -> None:
-    import harness.bench as measures
-
-    with tempfile.TemporaryDirectory() as fresh:
-        found = getattr(measures, f"bench_{name}")(study, folder or Path(fresh))
-    speed, apart = found["speedup"], found["max_abs_diff"]
-    _show(found, as_json, f"{found['row']}: {speed:.2f} times as fast, largest difference {apart:.2g}")
-
-
-@bench.command(name="cache")
-def bench_cache(
-    study: Path = Path("config/default.yaml"), *, folder: Path | None = None, json: bool = False
-) -> None:
-    """A training step with cached features against one that encodes its photographs.
-
-    Args:
-        study: its first row and its models are measured, on a few images.
-        folder: keeps data and models for another call; default: a temporary one.
-        json: print one JSON value.
-    """
-    _bench("cache", study, folder, json)
-
-
-@bench.command(name="prefix")
-def bench_prefix(
-    study: Path = Path("config/default.yaml"), *, folder: Path | None = None, json: bool = False
-) -> None:
-    """An image's expressions behind one visual prefix against each behind a copy of its own.
-
-    Args:
-        study: its rows and its models are measured, on one image.
-        folder: keeps data and models for another call; default: a temporary one.
-        json: print one JSON value.
-    """
-    _bench("prefix", study, folder, json)
+for _command in (bench, weights):
+    app.command(_command)
 
 
 def _mount(added: Any) -> None:

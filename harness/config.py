@@ -159,11 +159,15 @@ class PretrainConfig(Strict):
 class ModelsConfig(Strict):
     """Which vision encoder, language model and SAM; ``size`` names the result folder's prefix.
 
+    ``start``: a file of `svp weights convert` whose ``[SEG]`` head training starts from, and with
+    ``start_projector`` (for a row, under ``set``) its projector too, where the layers are the same.
     ``gpu``: jobs that run the models ask the scheduler for GPUs, and for four times the time that the tiny
     ones need. ``memory_gb``: host memory of each of their processes, where it is more than the tiny ones'.
     """
 
     size: str = "tiny"
+    start: str | None = None
+    start_projector: bool = False
     gpu: bool = False
     memory_gb: int = Field(0, ge=0)
     vision: VisionConfig
@@ -251,7 +255,8 @@ class ProtocolConfig(Strict):
     """How expressions become prompts and logits become masks: data, hashed into every row.
 
     ``prompt`` holds ``{image}`` and ``{expression}``; ``answer`` holds ``[SEG]``. Either may be a list, of
-    which an expression's words draw one; ``preamble`` stands before each prompt. EOS follows the answer, unless
+    which an expression's words draw one; ``preamble`` stands before each prompt.
+    EOS follows the answer, unless
     ``end_of_answer`` is off: a model of width 96 that must say EOS at ``[SEG]`` has no room left there
     for what ``[SEG]`` means.
     """

@@ -293,10 +293,19 @@ class Plan:
         source: str = getattr(run.models, part).source
         if source == "pretrained":
             return str(self.model_dir(self.model_key(run, part)))
+        return self._expanded(source, part)
+
+    @staticmethod
+    def _expanded(source: str, where: str) -> str:
         try:
             return str(expand_root(source)) if "$" in source else source
         except ValueError as error:
-            raise ConfigError(f"models: {part}: {error}") from error
+            raise ConfigError(f"models: {where}: {error}") from error
+
+    def start_file(self, run: RunConfig) -> Path | None:
+        """Weights that a run starts from beside its frozen models, if any."""
+        start = run.models.start
+        return None if start is None else Path(self._expanded(start, "start"))
 
     def superpixel_dir(self, key: str) -> Path:
         """A superpixel store."""

@@ -246,7 +246,7 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
     checkpoint = _Checkpoint(plan.work_dir(run), stage)
     first = checkpoint.load(model, optimizer, names)
     sampler = Sampler(data.expressions, config, run.seed)
-    if stage == 1 and first == 0:
+    if stage == 1 and first == 0 and run.models.start is None:
         with torch.no_grad():
             model.start_seg_head(_first_states(model, data, sampler))
     workers.share_out(model.trained_state().values())
