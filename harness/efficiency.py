@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from harness.assembly import RunData, build_model, load_stage, model_source
+from harness.assembly import RunData, build_model, load_stage
 from harness.config import RunConfig
 from harness.files import write_json
 from harness.images import read_rgb
@@ -147,8 +147,8 @@ def _measure_encoders(plan: Plan, row: _Row) -> None:
     """Vision encoder, SAM encoder and superpixels from photographs, for one row."""
     run, data = row.run, row.data
     device = next(row.model.parameters()).device
-    vision = load_vision(run.models.vision, model_source(plan, run, "vision")).to(device)
-    sam = load_sam(model_source(plan, run, "sam"), run.models.sam.kind, run.models.sam.sha256).to(device)
+    vision = load_vision(run.models.vision, plan.model_source(run, "vision")).to(device)
+    sam = load_sam(plan.model_source(run, "sam"), run.models.sam.kind, run.models.sam.sha256).to(device)
     source = build_source(plan, run, data.tables) if run.superpixels is not None else None
     for batch, groups in row.groups.items():
         if batch == -1:
