@@ -17,12 +17,14 @@ from tqdm import tqdm
 
 from harness.config import RunConfig
 from harness.data.tables import load_tables
+from harness.discovery import load_projector
 from harness.files import atomic_path, read_json, write_json
 from harness.images import read_rgb
 from harness.models.sam import load_sam, sam_input
 from harness.models.vision import load_vision
+from harness.projector import EncoderHook
 
-__all__ = ["FeatureArray", "feature_stage"]
+__all__ = ["FeatureArray", "encoder_hook", "feature_stage"]
 
 VERSION = 1
 
@@ -54,6 +56,19 @@ class FeatureArray:
         return torch.from_numpy(self.data[[self.rows[i] for i in image_ids]].astype(np.float32))
 
 
+def encoder_hook(run: RunConfig) -> EncoderHook:
+    """What a run's projector does inside the encoder.
+
+    Raises:
+        ValueError: its projector needs ``encoder_tokens`` and gives no hook.
+    """
+    projector = load_projector(run.source)
+    hook = projector.encoder_hook(run.models.vision.grid, run.budget, projector.Config(**run.config))
+    if hook is None:
+        raise ValueError(f"{run.source} needs encoder_tokens and has no encoder_hook to make them")
+    return hook
+
+
 @torch.no_grad()
 def feature_stage(
     item: str, run: RunConfig, data_dir: Path, model: Path | str, out_dir: Path, batch: int = 16
@@ -61,8 +76,8 @@ def feature_stage(
     """Encode every image of the prepared data.
 
     Args:
-        item: ``patches``, ``levels``, ``cls_attention``, ``keys`` or ``sam``.
-        run: a run that uses the array (for its model options).
+        item: ``patches``, ``levels``, ``cls_attention``, ``keys``, ``encoder_tokens`` or ``sam``.
+        run: a run that uses the array (for its model options, and its projector's encoder hook).
         data_dir: the prepared data's folder.
         model: folder or name of the encoder.
         out_dir: where the array goes.
@@ -79,9 +94,12 @@ def feature_stage(
             return sam.image_encoder(torch.stack([sam_input(a, sam) for a in arrays]))
     else:
         vision = load_vision(run.models.vision, model).to(device)
+        hook = encoder_hook(run) if item == "encoder_tokens" else None
 
         def encode(arrays: list[np.ndarray]) -> Tensor:
             pixels = torch.stack([vision.preprocess(a) for a in arrays])
+            if hook is not None:
+                return vision.encoder_tokens(pixels, hook)
             out = vision(pixels, attention=item in ("cls_attention", "keys"))
             value = torch.stack(out.levels, 1) if item == "levels" else getattr(out, item)
             if value is None or value.numel() == 0:

@@ -155,11 +155,11 @@ class Plan:
         return None if spec is None else f"{spec['source']}-{digest(spec)}"
 
     def feature_spec(self, run: RunConfig, item: str) -> dict[str, Any]:
-        """What one cached array depends on: ``patches``, ``levels``, ``cls_attention``, ``keys``, ``sam``."""
+        """What one cached array depends on: ``patches``, ``levels``, ``encoder_tokens``, ``sam`` and others."""
         if item == "sam":
             return {"item": item, "data": self.data_key(run), "model": self.model_key(run, "sam")}
         vision = run.models.vision
-        return {
+        spec = {
             "item": item,
             "data": self.data_key(run),
             "model": self.model_key(run, "vision"),
@@ -167,6 +167,10 @@ class Plan:
             "levels": list(vision.levels) if item == "levels" else None,
             "image_size": vision.image_size,
         }
+        if item == "encoder_tokens":
+            # What the encoder gives under a hook is the projector's own: nobody else reads it.
+            spec["hook"] = {"source": run.source, "config": run.config, "budget": run.budget}
+        return spec
 
     def feature_key(self, run: RunConfig, item: str) -> str:
         """Key of one cached array."""
@@ -174,7 +178,7 @@ class Plan:
 
     def feature_items(self, run: RunConfig) -> tuple[str, ...]:
         """The arrays that a run reads."""
-        extras = tuple(n for n in ("levels", "cls_attention", "keys") if n in run.needs)
+        extras = tuple(n for n in ("levels", "cls_attention", "keys", "encoder_tokens") if n in run.needs)
         return ("patches", "sam", *extras)
 
     # --- who needs what --------------------------------------------------------------------------

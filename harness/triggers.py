@@ -69,8 +69,10 @@ def superpixel_trigger(plan: Plan, key: str) -> str:
 
 
 def feature_trigger(plan: Plan, key: str) -> str:
-    """The encoder, the layer and the image size, and how features are cached."""
-    return digest([plan.feature_spec(plan.owner(key), part_of(key)), code_hash("harness.features")])
+    """The encoder, the layer and the image size, and how features are cached; a hook's own code."""
+    run, item = plan.owner(key), part_of(key)
+    hook = [projector_code(run)] if item == "encoder_tokens" else []
+    return digest([plan.feature_spec(run, item), code_hash("harness.features"), *hook])
 
 
 def train_trigger(plan: Plan, run: RunConfig, stage: int) -> str:

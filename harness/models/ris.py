@@ -20,6 +20,7 @@ from harness.config import LanguageConfig, TrainingConfig
 from harness.models.language import SEG, Template, add_lora
 from harness.models.losses import bce_loss, dice_loss
 from harness.models.packing import Branch, PackedBatch, pack
+from harness.models.pruning import layer_mean, pruned_hidden
 from harness.models.sam import decode_masks
 from harness.projector import ImageFeatures, Projector, VisualTokens
 
@@ -177,7 +178,9 @@ class RISModel(nn.Module):
         )
 
     def hidden(self, packed: PackedBatch) -> Tensor:
-        """``[b, L, H]`` last hidden states."""
+        """``[b, L, H]`` last hidden states; under a projector's ``llm_hook`` of the expressions alone."""
+        if (hook := self.projector.llm_hook()) is not None:
+            return pruned_hidden(self.language.get_decoder(), packed, hook)
         out = self.language.get_decoder()(
             inputs_embeds=packed.embeddings,
             attention_mask=packed.mask,
@@ -185,6 +188,10 @@ class RISModel(nn.Module):
             use_cache=False,
         )
         return out.last_hidden_state
+
+    def layer_tokens(self, count: int) -> float:
+        """Visual tokens averaged over the language model's layers, of ``count`` at its input."""
+        return layer_mean(self.projector.llm_hook(), count, self.language.config.num_hidden_layers)
 
     def seg_prompts(self, hidden: Tensor, packed: PackedBatch) -> Tensor:
         """``[m, 1, C]`` sparse prompts from the hidden state at each ``[SEG]``."""

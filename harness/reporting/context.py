@@ -138,6 +138,7 @@ class _Parameters(_Strict):
     variant: str
     budget: str
     parameters: int
+    layer_tokens: float | None = None
 
 
 class _Relative(_Strict):

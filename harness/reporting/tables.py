@@ -34,7 +34,7 @@ from harness.reporting.render import adaptivity_notes, main_markdown, main_tex
 
 __all__ = ["MAIN_COLUMNS", "TABLE_FILES", "main_table", "object_counts", "prepared_of", "tables_stage"]
 
-MAIN_COLUMNS = (*SCORES_COLUMNS, "speedup_infer", "speedup_train", "parameters")
+MAIN_COLUMNS = (*SCORES_COLUMNS, "speedup_infer", "speedup_train", "parameters", "layer_tokens")
 TABLE_FILES = (
     *("scores.csv", "overall.csv", "differences.csv", "phenomena.csv", "tokens.csv", "efficiency.csv"),
     *("main.csv", "main.md", "main.tex", "context.json"),

@@ -139,6 +139,20 @@ def test_keys_follow_what_an_artefact_depends_on():
     assert [a == b for a, b in zip(base, changed, strict=True)] == [False, False, False, False]
 
 
+def test_an_encoder_hook_has_features_of_its_own():
+    rows = ["mlp", {"name": "tome", "budget": 36}, {"name": "tome", "budget": 9}]
+    rows += [{"name": "tome", "budget": 9, "variant": "plain", "config": {"proportional": False}}]
+    plan = Plan.from_raw({**merged(), "rows": rows}, ROOT)
+    mlp, *hooked = plan.runs.values()
+    assert "encoder_tokens" not in plan.feature_items(mlp)
+    assert len({plan.feature_key(run, "patches") for run in plan.runs.values()}) == 1
+    keys = [plan.feature_key(run, "encoder_tokens") for run in hooked]
+    assert len(set(keys)) == 3
+    assert all(plan.owner(key) is run for key, run in zip(keys, hooked, strict=True))
+    seeds = Plan.from_raw({**merged(), "rows": rows[1:2], "seeds": [0, 1]}, ROOT)
+    assert len({seeds.feature_key(run, "encoder_tokens") for run in seeds.runs.values()}) == 1
+
+
 def test_real_data_are_missed_by_name(tmp_path):
     raw = {**merged(ROOT / "config" / "real_sample.yaml"), "data_root": str(tmp_path)}
     (tmp_path / "images").mkdir()
