@@ -28,6 +28,7 @@ __all__ = [
     "score_trigger",
     "superpixel_trigger",
     "train_trigger",
+    "tune_trigger",
 ]
 
 # What a run is called in tables, and where it is evaluated, changes no weight.
@@ -87,6 +88,16 @@ def train_trigger(plan: Plan, run: RunConfig, stage: int) -> str:
     skip = (*_HOW_OFTEN, "stage2_steps") if stage == 1 else _HOW_OFTEN
     values["training"] = _without(values["training"], *skip)
     return digest([values, projector_code(run), code_hash("harness.training")])
+
+
+def tune_trigger(plan: Plan, row: str) -> str:
+    """The search and how its trials are compared; the trials themselves come as files."""
+    trial = plan.trial(row)
+    rates = [each.training.learning_rate for each in plan.trials[row].values()]
+    threshold = trial.protocol.threshold
+    return digest(
+        [rates, trial.held_out_images, threshold, projector_code(trial), code_hash("harness.tuning")]
+    )
 
 
 def checkpoint_trigger(plan: Plan, run: RunConfig) -> str:

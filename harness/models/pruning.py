@@ -84,11 +84,11 @@ def pruned_hidden(decoder: Any, packed: PackedBatch, hook: LanguageHook) -> Tens
             f"`layer` must be 1 to {len(decoder.layers) - 1}"
         )
     hidden, positions = packed.embeddings, packed.positions
-    mask = _additive(packed.mask, hidden.dtype)
     rotary = decoder.rotary_emb(hidden, position_ids=positions)
-    kwargs = {"attention_mask": mask, "position_ids": positions, "position_embeddings": rotary}
+    kwargs = {"attention_mask": packed.mask, "position_ids": positions, "position_embeddings": rotary}
     for layer in decoder.layers[: hook.layer - 1]:
         hidden = layer(hidden, **kwargs)
+    kwargs["attention_mask"] = _additive(packed.mask, hidden.dtype)
     hidden, weights = _with_weights(decoder.layers[hook.layer - 1], hidden, **kwargs)
 
     columns, real = _own_sequences(packed, weights.detach().float().mean(1), hook)
@@ -97,7 +97,7 @@ def pruned_hidden(decoder: Any, packed: PackedBatch, hook: LanguageHook) -> Tens
     # A padded place repeats the first token, which sees itself: no row of the softmax is empty.
     sees = packed.mask[:, 0][rows[..., None], columns[:, :, None], columns[:, None, :]] & real[:, None, :]
     kwargs = {
-        "attention_mask": _additive(sees[:, None], hidden.dtype),
+        "attention_mask": sees[:, None],
         "position_ids": positions,
         "position_embeddings": decoder.rotary_emb(hidden, position_ids=positions),
     }
