@@ -93,25 +93,25 @@ def test_quick_takes_the_first_seed_and_searches_nothing():
     assert [run.seed for run in full.runs.values()] == [4, 5] and full.trials
 
 
-def main_rows(**changes):
-    return resolve_study(load_study({**merged(ROOT / "config/studies/main.yaml"), **changes}), ROOT)
-
-
 def test_the_main_study_holds_every_projector():
     for effort in ("quick", "full"):
-        assert {run.projector for run in main_rows(effort=effort)} == set(find_projectors())
+        raw = {**merged(ROOT / "config/studies/main.yaml"), "effort": effort}
+        runs = resolve_study(load_study(raw), ROOT)
+        assert {run.projector for run in runs} == set(find_projectors())
+        assert len({run.budget for run in runs} - {None}) == (2 if effort == "quick" else 3)
 
 
-@pytest.mark.parametrize("size", [96, 192])
-def test_every_row_of_the_main_study_can_be_built(size):
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+def test_every_row_of_the_main_study_can_be_built(config):
     pytest.importorskip("torch")
     from harness.discovery import load_projector
     from harness.projector import Interface
 
-    for run in main_rows(effort="full", seeds=[0], set={"models.vision.image_size": size}):
+    raw = {**merged(config, ROOT / "config/studies/main.yaml"), "effort": "full", "seeds": [0]}
+    for run in resolve_study(load_study(raw), ROOT):
         if run.acts_on == "training":
-            projector = load_projector(run.source)
-            interface = Interface(1024, 4096, run.models.vision.grid, run.budget, 4)
+            projector, vision = load_projector(run.source), run.models.vision
+            interface = Interface(1024, 4096, vision.grid, run.budget, len(vision.levels))
             assert projector.skip(interface, projector.Config(**run.config)) == (False, ""), run.id
 
 
