@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,30 +15,26 @@ from torch.nn import functional as F
 from harness.config import RunConfig
 from harness.data.tables import load_tables
 from harness.discovery import load_projector
-from harness.features import FeatureArray
+from harness.features import open_features
 from harness.models.language import Template, load_language
 from harness.models.ris import RISModel
-from harness.models.sam import load_sam, sam_frame
+from harness.models.sam import NoEncoder, load_sam, sam_frame
+from harness.models.starting import load_start
 from harness.plan import Plan
 from harness.projector import ImageFeatures, Interface
 from harness.seeds import forked_rng
 from harness.superpixel_store import SuperpixelStore
 from harness.tensors import load_tensors
 
-__all__ = ["RunData", "build_model", "load_stage", "model_source"]
-
-
-def model_source(plan: Plan, run: RunConfig, part: str) -> str:
-    """Where the vision encoder, language model or SAM of a run is loaded from."""
-    source = getattr(run.models, part).source
-    return str(plan.model_dir(plan.model_key(run, part))) if source == "pretrained" else source
+__all__ = ["RunData", "build_model", "load_stage"]
 
 
 def build_model(plan: Plan, run: RunConfig, data: RunData) -> RISModel:
     """The run's model with fresh trained parts; the shared ones start alike for every projector."""
     dtype = getattr(torch, run.training.dtype)
-    language, tokenizer = load_language(run.models.language, model_source(plan, run, "language"), dtype)
-    sam = load_sam(model_source(plan, run, "sam"), run.models.sam.kind, run.models.sam.sha256)
+    language, tokenizer = load_language(run.models.language, plan.model_source(run, "language"), dtype)
+    sam = load_sam(plan.model_source(run, "sam"), run.models.sam.kind, run.models.sam.sha256)
+    sam.image_encoder = NoEncoder(sam.image_encoder.img_size)
     projector_class = load_projector(run.source)
     interface = Interface(
         vision_width=data.vision_width,
@@ -54,7 +51,10 @@ def build_model(plan: Plan, run: RunConfig, data: RunData) -> RISModel:
         projector = projector_class(interface, config)
     with forked_rng("model", run.seed):
         template = Template.parse(run.protocol, tokenizer)
-        return RISModel(projector, language, template, sam, run.models.language)
+        model = RISModel(projector, language, template, sam, run.models.language)
+    if (start := plan.start_file(run)) is not None:
+        load_start(model, start, projector=run.models.start_projector)
+    return model
 
 
 def load_stage(model: RISModel, path: Path) -> None:
@@ -89,7 +89,13 @@ class RunData:
         }
         self.grid = run.models.vision.grid
         self.arrays = {
-            item: FeatureArray(plan.feature_dir(plan.feature_key(run, item)))
+            item: open_features(
+                plan.feature_dir(plan.feature_key(run, item)),
+                item,
+                run,
+                partial(plan.model_source, run, "sam" if item == "sam" else "vision"),
+                tables,
+            )
             for item in (plan.feature_items(run) if run.acts_on != "superpixels" else ())
         }
         key = plan.superpixel_key(run)
@@ -98,7 +104,7 @@ class RunData:
     @property
     def vision_width(self) -> int:
         """``d``."""
-        return int(self.arrays["patches"].data.shape[-1])
+        return self.arrays["patches"].width
 
     def size(self, image_id: int) -> tuple[int, int]:
         """``(height, width)`` of an image."""
@@ -106,7 +112,7 @@ class RunData:
 
     def features(self, image_ids: list[int], device: torch.device | str = "cpu") -> ImageFeatures:
         """What the projector sees of the images."""
-        read = {k: v.batch(image_ids).to(device) for k, v in self.arrays.items() if k != "sam"}
+        read = {k: v.batch(image_ids, device) for k, v in self.arrays.items() if k != "sam"}
         levels = read.pop("levels", None)
         pixels = self.superpixels.batch(image_ids).to(device) if self.superpixels is not None else None
         return ImageFeatures(
@@ -118,7 +124,7 @@ class RunData:
 
     def sam_embeddings(self, image_ids: list[int], device: torch.device | str = "cpu") -> Tensor:
         """``[b, C, h, w]`` frozen SAM image embeddings."""
-        return self.arrays["sam"].batch(image_ids).to(device)
+        return self.arrays["sam"].batch(image_ids, device)
 
     def mask(self, dataset: str, ann_id: int) -> np.ndarray:
         """uint8 ``[H, W]`` ground truth of an annotation."""

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from harness.commands.bench import bench
+from harness.commands.weights import weights
 from harness.stages import StageName, run_stage
 
 __all__ = ["app", "main"]
@@ -150,9 +152,22 @@ def stage(
         raise
 
 
+for _command in (bench, weights):
+    app.command(_command)
+
+
+def _mount(added: Any) -> None:
+    """A command, or commands that join those of the same name."""
+    name = added.name[0] if isinstance(added, App) else None
+    if name is not None and name in app:
+        app[name].update(added)
+    else:
+        app.command(added)
+
+
 # What projectors' packages add: the program names none of them.
 for _point in entry_points(group="svp.commands"):
-    app.command(_point.load())
+    _mount(_point.load())
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from harness.discovery import get_projector, nearest
 
 __all__ = [
     "ConfigError",
+    "FeatureConfig",
     "LanguageConfig",
     "ModelsConfig",
     "PretrainConfig",
@@ -38,6 +39,7 @@ __all__ = [
     "resolve_study",
 ]
 
+FEATURE_ITEMS = ("patches", "levels", "cls_attention", "keys", "encoder_tokens", "sam")
 BLOCKS = ("data", "models", "superpixels", "training", "protocol")
 
 
@@ -63,11 +65,14 @@ class Strict(BaseModel):
 class VisionConfig(Strict):
     """The frozen vision encoder in front of the projector.
 
+    ``kind`` tells how pixels are normalised: ``dinov2`` (with registers or without), ``clip`` (OpenCLIP's
+    weights in transformers' format too), ``siglip`` (SigLIP 2 too); ``auto`` is any other transformers
+    vision model with a patch grid, normalised as the ``preprocessor_config.json`` beside it says.
     ``source`` is ``pretrained`` (the tiny one that the workflow trains) or what ``from_pretrained``
     takes. ``layer`` and ``levels`` index hidden states as transformers does (-1 is the last).
     """
 
-    kind: Literal["dinov2", "clip", "siglip"] = "dinov2"
+    kind: Literal["dinov2", "clip", "siglip", "auto"] = "dinov2"
     source: str = "pretrained"
     image_size: int
     patch_size: int
@@ -108,6 +113,26 @@ class SamConfig(Strict):
     sha256: str | None = None
 
 
+class FeatureConfig(Strict):
+    """How the frozen encoders' outputs are cached.
+
+    ``dtype`` is that of the cache; images that are not cached are rounded to it too. ``compute`` is that
+    of the encoders. ``budget_gb``: most that an item (``sam``, ``patches``, …) may take on disk, images of
+    ``train`` first; 0 stores none of it, and an item that is not named has no limit.
+    """
+
+    dtype: Literal["float16", "bfloat16"] = "float16"
+    compute: Literal["float32", "bfloat16"] = "float32"
+    budget_gb: dict[str, Annotated[float, Field(ge=0)]] = {}
+
+    @model_validator(mode="after")
+    def _known_items(self) -> FeatureConfig:
+        for item in self.budget_gb:
+            if item not in FEATURE_ITEMS:
+                raise ValueError(f"budget_gb: unknown item '{item}'{nearest(item, list(FEATURE_ITEMS))}")
+        return self
+
+
 class PretrainConfig(Strict):
     """Sizes and schedules of the tiny models that the workflow pretrains on the pool of images."""
 
@@ -133,12 +158,23 @@ class PretrainConfig(Strict):
 
 
 class ModelsConfig(Strict):
-    """Which vision encoder, language model and SAM; ``size`` names the result folder's prefix."""
+    """Which vision encoder, language model and SAM; ``size`` names the result folder's prefix.
+
+    ``start``: a file of `svp weights convert` whose ``[SEG]`` head training starts from, and with
+    ``start_projector`` (for a row, under ``set``) its projector too, where the layers are the same.
+    ``gpu``: jobs that run the models ask the scheduler for GPUs, and for four times the time that the tiny
+    ones need. ``memory_gb``: host memory of each of their processes, where it is more than the tiny ones'.
+    """
 
     size: str = "tiny"
+    start: str | None = None
+    start_projector: bool = False
+    gpu: bool = False
+    memory_gb: int = Field(0, ge=0)
     vision: VisionConfig
     language: LanguageConfig = LanguageConfig()
     sam: SamConfig = SamConfig()
+    features: FeatureConfig = FeatureConfig()
     pretrain: PretrainConfig | None = None
 
     @model_validator(mode="after")
@@ -146,6 +182,8 @@ class ModelsConfig(Strict):
         named = [n for n in ("vision", "language", "sam") if getattr(self, n).source == "pretrained"]
         if named and self.pretrain is None:
             raise ValueError(f"{', '.join(named)}: source 'pretrained' needs a 'pretrain' block")
+        if "vision" in named and self.vision.kind == "auto":
+            raise ValueError("vision: kind 'auto' has no tiny form; name one, or weights as 'source'")
         return self
 
 
@@ -163,6 +201,10 @@ class TrainingConfig(Strict):
     The published schedule is GLaMM's: AdamW 3e-4, betas (0.9, 0.95), 100 warm-up steps, linear to 0.
     ``balanced_until`` is not theirs: the share of all steps in which BCE goes from target and background
     at equal weight to every pixel alike; 0 leaves it out. For models too small to start well.
+
+    A step's images go through the model ``images_per_forward`` at a time (``None``: all at once), shared
+    out among ``processes`` (GPUs); gradients are summed, so that neither changes the step but in rounding.
+    ``strategy``: ``ddp`` holds the frozen weights in every process, ``fsdp`` a share of them in each.
     """
 
     stage1_steps: int
@@ -179,25 +221,65 @@ class TrainingConfig(Strict):
     dice_weight: float = 0.5
     balanced_until: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    images_per_forward: int | None = Field(None, ge=1)
+    gradient_checkpointing: bool = False
+    processes: int = Field(1, ge=1)
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     torch_threads: int = 1
     checkpoint_every: int = 100
     log_every: int = 20
+
+    @property
+    def forwards_per_step(self) -> int:
+        """Forward passes that a step's images take, over all processes."""
+        return self.images_per_step // min(
+            self.images_per_forward or self.images_per_step, self.images_per_step
+        )
+
+    @property
+    def workers(self) -> int:
+        """Processes that have a forward pass to make."""
+        return min(self.processes, self.forwards_per_step)
+
+    @model_validator(mode="after")
+    def _shared_out_evenly(self) -> TrainingConfig:
+        each = min(self.images_per_forward or self.images_per_step, self.images_per_step)
+        if self.images_per_step % each or self.forwards_per_step % self.workers:
+            raise ValueError(
+                f"images_per_step {self.images_per_step} must be a multiple of images_per_forward {each} "
+                f"times processes {self.processes}"
+            )
+        return self
 
 
 class ProtocolConfig(Strict):
     """How expressions become prompts and logits become masks: data, hashed into every row.
 
-    ``prompt`` holds ``{image}`` and ``{expression}``; ``answer`` holds ``[SEG]``; EOS follows it, unless
+    ``prompt`` holds ``{image}`` and ``{expression}``; ``answer`` holds ``[SEG]``. Either may be a list, of
+    which an expression's words draw one; ``preamble`` stands before each prompt.
+    EOS follows the answer, unless
     ``end_of_answer`` is off: a model of width 96 that must say EOS at ``[SEG]`` has no room left there
     for what ``[SEG]`` means.
     """
 
     name: Literal["full", "glamm-3sent"] = "full"
-    prompt: str = "{image} {expression} ."
-    answer: str = "[SEG]"
+    preamble: str = ""
+    prompt: str | Annotated[tuple[str, ...], Field(min_length=1)] = "{image} {expression} ."
+    answer: str | Annotated[tuple[str, ...], Field(min_length=1)] = "[SEG]"
     lower_case: bool = True
     end_of_answer: bool = True
     threshold: float = 0.0
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Every prompt, whole."""
+        prompts = (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+        return tuple(self.preamble + prompt for prompt in prompts)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every answer."""
+        return (self.answer,) if isinstance(self.answer, str) else self.answer
 
 
 class TuningConfig(Strict):
@@ -335,10 +417,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def _load_part(root: Path, block: str, name: str) -> dict[str, Any]:
+def _load_part(root: Path, block: str, name: str, size: str = "tiny") -> dict[str, Any]:
+    """A part by name; ``NAME.SIZE.yaml`` stands in for ``NAME.yaml`` at that size of models."""
     folder = _parts_dir(root) / block
-    known = sorted(p.stem for p in folder.glob("*.yaml"))
-    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
+    known = sorted(p.stem for p in folder.glob("*.yaml") if "." not in p.stem)
+    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.{size}.yaml"
+    path = path if path.is_file() or name.endswith(".yaml") else folder / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(f"{block}: there is no part '{name}' in config/parts/{block}{nearest(name, known)}")
     return _read_yaml(path)
@@ -349,7 +433,7 @@ def _apply(blocks: dict[str, Any], key: str, value: Any, root: Path, where: str)
     if block not in BLOCKS:
         raise ConfigError(f"{where}: unknown block in '{key}'{nearest(block, list(BLOCKS))}")
     if not rest:
-        blocks[block] = _load_part(root, block, value)
+        blocks[block] = _load_part(root, block, value, blocks["models"].get("size", "tiny"))
         return
     target = blocks[block]
     *path, last = rest.split(".")
@@ -461,9 +545,12 @@ def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]
         ConfigError: a part, a projector or a key is not there.
     """
     root = Path(root)
-    base = {block: _load_part(root, block, getattr(study, block)) for block in BLOCKS}
+    models = _load_part(root, "models", study.models)
+    size = models.get("size", "tiny")
+    base = {block: _load_part(root, block, getattr(study, block), size) for block in BLOCKS}
+    base["models"] = models
     if study.effort == "quick":
-        for key, value in _load_part(root, "effort", "quick").items():
+        for key, value in _load_part(root, "effort", "quick", size).items():
             _apply(base, key, value, root, "effort quick")
     for key, value in study.set.items():
         _apply(base, key, value, root, "config: set")
@@ -473,7 +560,7 @@ def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]
         info = _check_row(row, study)
         blocks: dict[str, Any] = copy.deepcopy(base)
         if info.superpixel_source:
-            blocks["superpixels"] = _load_part(root, "superpixels", info.superpixel_source)
+            blocks["superpixels"] = _load_part(root, "superpixels", info.superpixel_source, size)
         for key, value in row.set.items():
             _apply(blocks, key, value, root, f"config: rows: {row.name}: set")
         if "root" in blocks["data"]:

@@ -22,9 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from harness.assembly import RunData, build_model, load_stage, model_source
+from harness.assembly import RunData, build_model, load_stage
 from harness.config import RunConfig
-from harness.features import encoder_hook
+from harness.encoding import encoder_hook
 from harness.files import write_json
 from harness.images import read_rgb
 from harness.models.ris import RISModel
@@ -148,8 +148,8 @@ def _measure_encoders(plan: Plan, row: _Row) -> None:
     """Vision encoder, SAM encoder and superpixels from photographs, for one row."""
     run, data = row.run, row.data
     device = next(row.model.parameters()).device
-    vision = load_vision(run.models.vision, model_source(plan, run, "vision")).to(device)
-    sam = load_sam(model_source(plan, run, "sam"), run.models.sam.kind, run.models.sam.sha256).to(device)
+    vision = load_vision(run.models.vision, plan.model_source(run, "vision")).to(device)
+    sam = load_sam(plan.model_source(run, "sam"), run.models.sam.kind, run.models.sam.sha256).to(device)
     hook = encoder_hook(run) if "encoder_tokens" in run.needs else None
     source = build_source(plan, run, data.tables) if run.superpixels is not None else None
     for batch, groups in row.groups.items():

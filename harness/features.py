@@ -1,42 +1,49 @@
 """Frozen features, computed once an image and read memory-mapped by every run.
 
-A folder holds ``data.npy`` (``[N, …]`` float16, one row an image) and ``index.json`` (image ids in row
-order, the format's version). SAM's and the vision encoder's outputs never change across projectors
-and seeds; at paper size they cost more than the language model.
+A folder holds ``shard-*.npy`` (``[N, …]``, one row an image) and ``index.json`` (the images of each shard,
+dtype and shape of a row, the format's version), written last. SAM's and the vision encoder's outputs never
+change across projectors and seeds; at paper size they cost more than the language model.
+
+A budget cuts the list of images, those of ``train`` first. Training draws images uniformly, so that a fixed
+choice is hit as often as a least-recently-used one would be, and never written twice. Images that are not
+stored are encoded when they are asked for, and rounded to the cache's dtype: the numbers are the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from torch import Tensor
 from tqdm import tqdm
 
 from harness.config import RunConfig
-from harness.data.tables import load_tables
-from harness.discovery import load_projector
+from harness.data.tables import Tables, load_tables
+from harness.encoding import ImageEncoder
 from harness.files import atomic_path, read_json, write_json
 from harness.images import read_rgb
-from harness.models.sam import load_sam, sam_input
-from harness.models.vision import load_vision
-from harness.projector import EncoderHook
 
-__all__ = ["FeatureArray", "encoder_hook", "feature_stage"]
+__all__ = ["FeatureArray", "FeatureSource", "feature_stage", "open_features"]
 
-VERSION = 1
+VERSION = 2
+_SHARD_BYTES = 2**28
 
 
 class FeatureArray:
-    """One cached array, read row by row without loading the file."""
+    """One cached array, read row by row without loading its shards.
+
+    Attributes:
+        dtype: of the rows.
+        shape: of a row.
+    """
 
     def __init__(self, folder: Path | str):
         """Open the array in ``folder``.
 
         Raises:
-            ValueError: it was written by another version, or rows are missing.
+            ValueError: it was written by another version, or a shard is damaged.
         """
         folder = Path(folder)
         index = read_json(folder / "index.json")
@@ -44,77 +51,136 @@ class FeatureArray:
             raise ValueError(
                 f"{folder} was written by version {index.get('version')}; delete it and run again"
             )
-        self.data = np.load(folder / "data.npy", mmap_mode="r")
-        self.rows = {image_id: row for row, image_id in enumerate(index["image_ids"])}
-        if len(self.data) != len(self.rows):
-            raise ValueError(
-                f"{folder}: {len(self.data)} rows for {len(self.rows)} images; delete it, run again"
-            )
+        self.dtype: torch.dtype = getattr(torch, index["dtype"])
+        self.shape: tuple[int, ...] = tuple(index["shape"])
+        self._shards: list[np.ndarray] = []
+        self._place: dict[int, tuple[int, int]] = {}
+        for number, image_ids in enumerate(index["shards"]):
+            path = folder / _shard_name(number)
+            self._shards.append(_open_shard(path, (len(image_ids), *self.shape)))
+            self._place |= {image_id: (number, row) for row, image_id in enumerate(image_ids)}
 
-    def batch(self, image_ids: list[int]) -> Tensor:
+    def __contains__(self, image_id: int) -> bool:
+        return image_id in self._place
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def row(self, image_id: int) -> Tensor:
+        """The row of an image, in the cache's dtype."""
+        number, row = self._place[image_id]
+        return torch.from_numpy(self._shards[number][row].copy()).view(self.dtype)
+
+
+class FeatureSource:
+    """Rows of any image: stored ones read, others encoded now."""
+
+    def __init__(self, array: FeatureArray, encode: Callable[[int], Tensor]):
+        """From an array and what encodes an image by id; it is called for images that are not stored."""
+        self.array, self._encode = array, encode
+
+    @property
+    def width(self) -> int:
+        """Last dimension of a row."""
+        return self.array.shape[-1]
+
+    def batch(self, image_ids: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """``[b, …]`` float32 rows of the images, in order."""
-        return torch.from_numpy(self.data[[self.rows[i] for i in image_ids]].astype(np.float32))
+        rows = [
+            self.array.row(i).to(device) if i in self.array else self._encode(i).to(device) for i in image_ids
+        ]
+        return torch.stack(rows).float()
 
 
-def encoder_hook(run: RunConfig) -> EncoderHook:
-    """What a run's projector does inside the encoder.
+def open_features(
+    folder: Path, item: str, run: RunConfig, model: Callable[[], str], tables: Tables
+) -> FeatureSource:
+    """The cached ``item`` in ``folder``; the encoder at ``model`` is loaded when an image is missing."""
+    encoders: list[ImageEncoder] = []
 
-    Raises:
-        ValueError: its projector needs ``encoder_tokens`` and gives no hook.
-    """
-    projector = load_projector(run.source)
-    hook = projector.encoder_hook(run.models.vision.grid, run.budget, projector.Config(**run.config))
-    if hook is None:
-        raise ValueError(f"{run.source} needs encoder_tokens and has no encoder_hook to make them")
-    return hook
+    def encode(image_id: int) -> Tensor:
+        if not encoders:
+            encoders.append(ImageEncoder(item, run, model()))
+        return encoders[0](read_rgb(tables.image_path(image_id)))
+
+    return FeatureSource(FeatureArray(folder), encode)
 
 
-@torch.no_grad()
+def _shard_name(number: int) -> str:
+    return f"shard-{number:05d}.npy"
+
+
+def _open_shard(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    mend = "delete the folder and run again"
+    try:
+        data = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); {mend}") from error
+    if data.shape != shape:
+        raise ValueError(f"{path} holds {data.shape}, its index says {shape}; {mend}")
+    return data
+
+
+def _numpy(value: Tensor) -> np.ndarray:
+    # numpy has no bfloat16: its bits are stored as 16-bit integers
+    value = value.cpu()
+    return (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()
+
+
+def _chosen(tables: Tables, most: int | None) -> list[int]:
+    """Images to store, those of ``train`` first, by id."""
+    train = set(tables.expressions.loc[tables.expressions["split"] == "train", "image_id"])
+    return sorted(tables.images["image_id"].tolist(), key=lambda i: (i not in train, i))[:most]
+
+
 def feature_stage(
-    item: str, run: RunConfig, data_dir: Path, model: Path | str, out_dir: Path, batch: int = 16
+    item: str,
+    run: RunConfig,
+    data_dir: Path,
+    model: Path | str,
+    out_dir: Path,
+    *,
+    identity: str,
+    shard_bytes: int = _SHARD_BYTES,
 ) -> None:
-    """Encode every image of the prepared data.
+    """Encode the images of the prepared data, as many as the budget holds.
+
+    A shard is written whole; a job that was killed goes on with the next one.
 
     Args:
         item: ``patches``, ``levels``, ``cls_attention``, ``keys``, ``encoder_tokens`` or ``sam``.
         run: a run that uses the array (for its model options, and its projector's encoder hook).
         data_dir: the prepared data's folder.
-        model: folder or name of the encoder.
+        model: folder, checkpoint or name of the encoder.
         out_dir: where the array goes.
-        batch: images at a time.
+        identity: what the rows hang on; shards of another identity are written anew.
+        shard_bytes: most that a shard holds, one row at least.
     """
     tables = load_tables(data_dir / "prepared")
-    images = tables.images.sort_values("image_id")
     torch.set_num_threads(run.training.torch_threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if item == "sam":
-        sam = load_sam(model, run.models.sam.kind, run.models.sam.sha256).to(device)
+    encoder = ImageEncoder(item, run, model)
+    first = encoder(read_rgb(tables.image_path(_chosen(tables, 1)[0])))
+    row_bytes = first.numel() * first.element_size()
+    budget = run.models.features.budget_gb.get(item)
+    ids = _chosen(tables, None if budget is None else int(budget * 1e9 // row_bytes))
+    each = max(1, shard_bytes // row_bytes)
+    shards = [ids[start : start + each] for start in range(0, len(ids), each)]
+    _same_or_empty(out_dir, {"identity": identity, "shards": shards})
+    for number, image_ids in enumerate(tqdm(shards, desc=f"features {item}", unit="shard", mininterval=5)):
+        path = out_dir / _shard_name(number)
+        if path.exists():
+            continue
+        rows = np.stack([_numpy(encoder(read_rgb(tables.image_path(i)))) for i in image_ids])
+        with atomic_path(path) as aside:
+            np.save(aside, rows)
+    index = {"version": VERSION, "item": item, "dtype": run.models.features.dtype, "shape": list(first.shape)}
+    write_json(out_dir / "index.json", {**index, "shards": shards})
 
-        def encode(arrays: list[np.ndarray]) -> Tensor:
-            return sam.image_encoder(torch.stack([sam_input(a, sam) for a in arrays]))
-    else:
-        vision = load_vision(run.models.vision, model).to(device)
-        hook = encoder_hook(run) if item == "encoder_tokens" else None
 
-        def encode(arrays: list[np.ndarray]) -> Tensor:
-            pixels = torch.stack([vision.preprocess(a) for a in arrays])
-            if hook is not None:
-                return vision.encoder_tokens(pixels, hook)
-            out = vision(pixels, attention=item in ("cls_attention", "keys"))
-            value = torch.stack(out.levels, 1) if item == "levels" else getattr(out, item)
-            if value is None or value.numel() == 0:
-                raise ValueError(f"vision encoder '{run.models.vision.kind}' gives no {item}")
-            return value
-
-    ids = images["image_id"].tolist()
-    paths = [tables.image_path(i) for i in ids]
-    with atomic_path(out_dir / "data.npy") as aside:
-        array = None
-        for start in tqdm(range(0, len(ids), batch), desc=f"features {item}", unit="batch", mininterval=5):
-            value = encode([read_rgb(p) for p in paths[start : start + batch]]).half().cpu().numpy()
-            if array is None:
-                array = open_memmap(aside, mode="w+", dtype=np.float16, shape=(len(ids), *value.shape[1:]))
-            array[start : start + len(value)] = value
-        if array is not None:
-            array.flush()
-    write_json(out_dir / "index.json", {"version": VERSION, "item": item, "image_ids": ids})
+def _same_or_empty(folder: Path, wanted: dict[str, object]) -> None:
+    begun = folder / "begun.json"
+    if begun.exists() and read_json(begun) == wanted:
+        return
+    for path in folder.glob("shard-*.npy"):
+        path.unlink()
+    write_json(begun, wanted)

@@ -205,12 +205,14 @@ class Plan:
 
     def feature_spec(self, run: RunConfig, item: str) -> dict[str, Any]:
         """What one cached array depends on; ``item`` is one of :meth:`feature_items`."""
+        features = run.models.features
+        cached = {"dtype": features.dtype, "compute": features.compute, "gb": features.budget_gb.get(item)}
+        common = {"item": item, "data": self.data_key(run), **cached}
         if item == "sam":
-            return {"item": item, "data": self.data_key(run), "model": self.model_key(run, "sam")}
+            return {**common, "model": self.model_key(run, "sam")}
         vision = run.models.vision
-        spec = {
-            "item": item,
-            "data": self.data_key(run),
+        spec: dict[str, Any] = {
+            **common,
             "model": self.model_key(run, "vision"),
             "layer": vision.layer,
             "levels": list(vision.levels) if item == "levels" else None,
@@ -241,6 +243,21 @@ class Plan:
     def threads(run: RunConfig) -> int:
         """Torch threads of a job of ``run``: from the config, so that results do not hang on the machine."""
         return run.training.torch_threads
+
+    @staticmethod
+    def gpus(run: RunConfig, *, training: bool = False) -> int:
+        """GPUs that a job of ``run`` asks for."""
+        return (run.training.workers if training else 1) if run.models.gpu else 0
+
+    @staticmethod
+    def memory_mb(run: RunConfig, least: int, *, training: bool = False) -> int:
+        """Host memory of a job of ``run`` that takes ``least`` at tiny size."""
+        return max(least, 1000 * run.models.memory_gb * (run.training.workers if training else 1))
+
+    @staticmethod
+    def minutes(run: RunConfig, tiny: int) -> int:
+        """Time limit of a job of ``run`` whose tiny form is given ``tiny`` minutes."""
+        return 4 * tiny if run.models.gpu else tiny
 
     def train_priority(self, run_id: str) -> float:
         """30 to 60, the run with the most visual tokens first, so that no long job is left to the end."""
@@ -327,7 +344,21 @@ class Plan:
     def model_source(self, run: RunConfig, part: str) -> str:
         """Where a run's ``vision``, ``language`` or ``sam`` is loaded from: folder, checkpoint or name."""
         source: str = getattr(run.models, part).source
-        return str(self.model_dir(self.model_key(run, part))) if source == "pretrained" else source
+        if source == "pretrained":
+            return str(self.model_dir(self.model_key(run, part)))
+        return self._expanded(source, part)
+
+    @staticmethod
+    def _expanded(source: str, where: str) -> str:
+        try:
+            return str(expand_root(source)) if "$" in source else source
+        except ValueError as error:
+            raise ConfigError(f"models: {where}: {error}") from error
+
+    def start_file(self, run: RunConfig) -> Path | None:
+        """Weights that a run starts from beside its frozen models, if any."""
+        start = run.models.start
+        return None if start is None else Path(self._expanded(start, "start"))
 
     def superpixel_dir(self, key: str) -> Path:
         """A superpixel store."""

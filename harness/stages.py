@@ -17,7 +17,7 @@ from harness.config import ConfigError, RunConfig
 from harness.discovery import nearest
 from harness.files import write_json
 from harness.plan import Plan
-from harness.triggers import part_of
+from harness.triggers import feature_trigger, part_of
 
 __all__ = ["StageName", "run_stage"]
 
@@ -66,7 +66,10 @@ def _features(plan: Plan, key: str) -> None:
     if plan.is_pretrained(run, "sam" if item == "sam" else "vision"):
         refuse_shared(load_tables(plan.prepared_dir(run)), load_tables(plan.pool_dir(run)))
     model = plan.model_source(run, "sam" if item == "sam" else "vision")
-    feature_stage(item, run, plan.data_dir(plan.data_key(run)), model, plan.feature_dir(key))
+    identity = feature_trigger(plan, key)
+    feature_stage(
+        item, run, plan.data_dir(plan.data_key(run)), model, plan.feature_dir(key), identity=identity
+    )
 
 
 def _superpixels(plan: Plan, key: str) -> None:
@@ -76,9 +79,14 @@ def _superpixels(plan: Plan, key: str) -> None:
 
 
 def _train(plan: Plan, run: RunConfig, stage: int) -> None:
-    from harness.training import train_stage
+    if run.training.workers > 1:
+        from harness.parallel import launch
 
-    train_stage(plan, run, stage)
+        launch(plan.config_file, run.id, stage, run.training.workers)
+    else:
+        from harness.training import train_stage
+
+        train_stage(plan, run, stage)
 
 
 def _tune(plan: Plan, row: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 import torch
 from pydantic import ValidationError
 
 from harness.config import RunConfig
 from harness.data.tables import Tables, load_tables
-from harness.features import FeatureArray
+from harness.features import open_features
 from harness.models.sam import load_sam
 from harness.plan import Plan
 from harness.superpixels import SuperpixelSource, load_source, write_superpixels
@@ -51,7 +53,8 @@ def superpixel_stage(plan: Plan, run: RunConfig) -> None:
     source = build_source(plan, run, tables)
     images: pd.DataFrame = tables.images.sort_values("image_id", ignore_index=True)
     images = images.assign(path=[str(tables.image_path(i)) for i in images["image_id"]])
-    embeddings = FeatureArray(plan.feature_dir(plan.feature_key(run, "sam"))) if source.needs_sam else None
+    folder, model = plan.feature_dir(plan.feature_key(run, "sam")), partial(plan.model_source, run, "sam")
+    embeddings = open_features(folder, "sam", run, model, tables) if source.needs_sam else None
     write_superpixels(
         images,
         source,

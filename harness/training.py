@@ -23,6 +23,7 @@ from harness.config import RunConfig, TrainingConfig
 from harness.files import atomic_path
 from harness.held_out import without_held_out
 from harness.models.ris import RISModel
+from harness.parallel import Workers
 from harness.plan import Plan
 from harness.seeds import forked_rng, numpy_generator, torch_generator
 from harness.tensors import load_tensors, save_tensors
@@ -80,9 +81,51 @@ def bce_balance(stage: int, step: int, config: TrainingConfig) -> float:
 
 
 def training_step(
-    model: RISModel, data: RunData, groups: list[pd.DataFrame], run: RunConfig, stage: int, step: int
+    model: RISModel,
+    data: RunData,
+    groups: list[pd.DataFrame],
+    run: RunConfig,
+    stage: int,
+    step: int,
+    workers: Workers | None = None,
 ) -> dict[str, float]:
-    """Forward and backward of one step, gradients left in place; the loss and its parts."""
+    """This process's forward and backward passes of one step, gradients left in place.
+
+    Losses are means over expressions, so each pass counts by its share of the step's. The cross-entropy is
+    a mean over answer tokens: the same where all answers of a protocol are equally long.
+
+    Returns:
+        The step's loss and its parts, over all processes.
+    """
+    each = run.training.images_per_forward or len(groups)
+    passes = [groups[start : start + each] for start in range(0, len(groups), each)]
+    expressions = sum(len(g) for g in groups)
+    parts = dict.fromkeys(("loss", "ce", "bce", "dice", "visual_tokens"), 0.0)
+    for index, some in workers.own(passes) if workers else list(enumerate(passes)):
+        share = sum(len(g) for g in some) / expressions
+        values = _forward_backward(model, data, some, run, stage, step, index, share)
+        values["visual_tokens"] *= len(some) / len(groups)
+        for name, value in values.items():
+            parts[name] += value
+    parts = workers.sum_values(parts) if workers else parts
+    if not math.isfinite(parts["loss"]):
+        raise FloatingPointError(f"{run.id}: the loss is {parts['loss']} at stage {stage}, step {step}")
+    return parts
+
+
+def _forward_backward(
+    model: RISModel,
+    data: RunData,
+    groups: list[pd.DataFrame],
+    run: RunConfig,
+    stage: int,
+    step: int,
+    index: int,
+    share: float,
+) -> dict[str, float]:
+    """One pass over some images: its part of the step's loss, and the mean number of visual tokens."""
+    # What is drawn hangs on the pass, never on the process that makes it.
+    draw = (run.seed, stage, step, *([index] if index else []))
     device = next(model.parameters()).device
     image_ids = [int(g["image_id"].iloc[0]) for g in groups]
     features = data.features(image_ids, device)
@@ -93,21 +136,19 @@ def training_step(
     target, valid = target.to(device), valid.to(device) if valid is not None else None
     balance = bce_balance(stage, step, run.training)
     budgets = model.projector.training_budgets(step, torch_generator("budget", run.seed, stage, step))
-    parts: dict[str, float] = {"loss": 0.0, "ce": 0.0, "bce": 0.0, "dice": 0.0, "visual_tokens": 0.0}
+    parts = dict.fromkeys(("loss", "ce", "bce", "dice", "visual_tokens"), 0.0)
     for budget in budgets:
-        generator = torch_generator("draw", run.seed, stage, step)
-        with forked_rng("dropout", run.seed, stage, step):
+        generator = torch_generator("draw", *draw)
+        with forked_rng("dropout", *draw):
             logits, ce, visual = model(
                 features, expressions, sam_embeddings, budget=budget, generator=generator
             )
             losses = model.losses(logits, ce, target, valid, run.training, balance)
-        (losses.total / len(budgets)).backward()
+        (share * losses.total / len(budgets)).backward()
         values = {"loss": losses.total, "ce": losses.ce, "bce": losses.bce, "dice": losses.dice}
         for name, value in values.items():
-            parts[name] += value.item() / len(budgets)
+            parts[name] += share * value.item() / len(budgets)
         parts["visual_tokens"] += visual.lengths.float().mean().item() / len(budgets)
-    if not math.isfinite(parts["loss"]):
-        raise FloatingPointError(f"{run.id}: the loss is {parts['loss']} at stage {stage}, step {step}")
     return parts
 
 
@@ -120,7 +161,7 @@ def _first_states(model: RISModel, data: RunData, sampler: Sampler, steps: int =
         visual = model.visual_tokens(data.features([int(g["image_id"].iloc[0]) for g in groups], device))
         packed = model.pack(visual, [g["sentence"].tolist() for g in groups])
         states.append(model.hidden(packed)[packed.seg_row, packed.seg_column])
-    return torch.cat(states)
+    return torch.cat(states).float()
 
 
 class _Checkpoint:
@@ -192,9 +233,9 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
     torch.set_num_threads(config.torch_threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    workers = Workers()
     data = RunData(plan, run)
-    model = build_model(plan, run, data).to(device)
+    model = build_model(plan, run, data).to(workers.device)
     run_dir = plan.run_dir(run.id)
     if stage == 2:
         load_stage(model, run_dir / "stage1.safetensors")
@@ -206,33 +247,45 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
     checkpoint = _Checkpoint(plan.work_dir(run), stage)
     first = checkpoint.load(model, optimizer, names)
     sampler = Sampler(without_held_out(data.expressions, run.held_out_images), config, run.seed)
-    if stage == 1 and first == 0:
+    if stage == 1 and first == 0 and run.models.start is None:
         with torch.no_grad():
             model.start_seg_head(_first_states(model, data, sampler))
-    log = _Log(run_dir / "log.jsonl", stage, first)
+    workers.share_out(model.trained_state().values())
+    if config.strategy == "fsdp":
+        workers.shard_frozen(model.language)
+    log = _Log(run_dir / "log.jsonl", stage, first) if workers.is_main else None
     steps = config.stage1_steps if stage == 1 else config.stage2_steps
     model.train()
     model.sam.eval()
-    bar = tqdm(range(first, steps), initial=first, total=steps, desc=f"{run.id} stage {stage}", mininterval=5)
+    if config.gradient_checkpointing:
+        model.language.gradient_checkpointing_enable({"use_reentrant": False})
+    named_bar = {"desc": f"{run.id} stage {stage}", "mininterval": 5, "disable": not workers.is_main}
+    bar = tqdm(range(first, steps), initial=first, total=steps, **named_bar)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, config)
         optimizer.zero_grad(set_to_none=True)
-        parts = training_step(model, data, sampler.rows(stage, step), run, stage, step)
+        parts = training_step(model, data, sampler.rows(stage, step), run, stage, step, workers)
+        workers.sum_gradients(optimizer.param_groups[0]["params"])
         model.mask_frozen_rows(stage)
-        for parameter in optimizer.param_groups[0]["params"]:
-            if parameter.grad is None:  # a part that this batch did not touch
-                parameter.grad = torch.zeros_like(parameter)
         norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.grad_clip)
         optimizer.step()
         done = step + 1
+        if log is None:
+            continue
         if done % config.log_every == 0 or done == steps:
             rate = optimizer.param_groups[0]["lr"]
             log.write({"step": done, **_rounded(parts), "lr": rate, "grad_norm": round(float(norm), 5)})
             bar.set_postfix(loss=f"{parts['loss']:.3f}", refresh=False)
         if done % config.checkpoint_every == 0 and done < steps:
             checkpoint.save(model, optimizer, names, done)
-    save_tensors(run_dir / f"stage{stage}.safetensors", model.trained_state())
+    if log is not None:
+        _finish(plan, run, stage, model, checkpoint)
+    workers.wait()
+
+
+def _finish(plan: Plan, run: RunConfig, stage: int, model: RISModel, checkpoint: _Checkpoint) -> None:
+    save_tensors(plan.weights(run.id, stage), model.trained_state())
     checkpoint.path.unlink(missing_ok=True)
     if stage == 2:
         shutil.rmtree(plan.work_dir(run), ignore_errors=True)

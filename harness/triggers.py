@@ -6,6 +6,7 @@ Snakemake does not see a change in an imported package; each rule carries one of
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from harness.codehash import code_hash
@@ -33,12 +34,19 @@ __all__ = [
 
 # What a run is called in tables, and where it is evaluated, changes no weight.
 _NAMES = ("study", "kind", "of", "source", "acts_on", "splits")
+_ASKED_OF_THE_SCHEDULER = ("gpu", "memory_gb")
 _HOW_OFTEN = ("log_every", "checkpoint_every")
 
 
 def projector_code(run: RunConfig) -> str:
     """Hash of a run's projector and of what it imports of this project."""
-    info = get_projector(run.source)
+    return _source_code(run.source)
+
+
+@cache
+def _source_code(source: str) -> str:
+    # Once a process: finding a projector looks through folders, and a plan asks for hundreds of jobs.
+    info = get_projector(source)
     return code_hash(info.module if info.module is not None else info.path)
 
 
@@ -81,9 +89,9 @@ def train_trigger(plan: Plan, run: RunConfig, stage: int) -> str:
 
     The second stage hangs on the first through its file.
     """
-    values = _without(run.model_dump(mode="json"), *_NAMES)
+    values = _without(_dump(run), *_NAMES)
     values["protocol"] = {
-        k: values["protocol"][k] for k in ("prompt", "answer", "lower_case", "end_of_answer")
+        k: values["protocol"][k] for k in ("preamble", "prompt", "answer", "lower_case", "end_of_answer")
     }
     skip = (*_HOW_OFTEN, "stage2_steps") if stage == 1 else _HOW_OFTEN
     values["training"] = _without(values["training"], *skip)
@@ -112,7 +120,7 @@ def checkpoint_trigger(plan: Plan, run: RunConfig) -> str:
 
 def predict_trigger(plan: Plan, run: RunConfig) -> str:
     """Everything that can change a run's predictions, its weights' files apart."""
-    values = _without(run.model_dump(mode="json"), "study", "training")
+    values = _without(_dump(run), "study", "training")
     base = run if run.acts_on == "superpixels" else plan.base_run(run)
     codes = sorted({projector_code(run), projector_code(base)})
     return digest([values, codes, code_hash("harness.prediction")])
@@ -130,10 +138,7 @@ def score_trigger(plan: Plan, run: RunConfig) -> str:
 
 def efficiency_trigger(plan: Plan) -> str:
     """The rows that are timed, and how."""
-    runs = [
-        (r.id, projector_code(r), r.model_dump(mode="json", include={"config", "models"}))
-        for r in plan.trained
-    ]
+    runs = [(r.id, projector_code(r), r.config, _dump(r)["models"]) for r in plan.trained]
     return digest([runs, plan.study.reference_row, code_hash("harness.efficiency")])
 
 
@@ -153,6 +158,11 @@ def publish_trigger(plan: Plan) -> str:
 def part_of(key: str) -> str:
     """What a shared artefact's key stands for: ``vision``, ``sam``, ``patches``, … before its hash."""
     return key.rsplit("-", 1)[0]
+
+
+def _dump(run: RunConfig) -> dict[str, Any]:
+    values = run.model_dump(mode="json")
+    return {**values, "models": _without(values["models"], *_ASKED_OF_THE_SCHEDULER)}
 
 
 def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:

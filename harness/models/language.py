@@ -4,33 +4,56 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from harness.config import LanguageConfig, ProtocolConfig
+from harness.models.loading import load_strictly
+from harness.seeds import seed_of
 
 __all__ = ["SEG", "Template", "add_lora", "load_language", "load_tokenizer"]
 
 SEG = "[SEG]"
+_T = TypeVar("_T")
 
 
-def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase:
-    """The tokenizer at ``source`` with ``[SEG]`` added as exactly one id.
+# LLaVA's checkpoints hold the language model beside the vision tower, under one of two names.
+_INSIDE_LLAVA = {
+    r"^language_model\.model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^model\.language_model\.": "model.",
+}
 
-    Raises:
-        ValueError: ``[SEG]`` does not encode to one id (some tokenizers split it after a space).
-    """
+
+def _open_tokenizer(source: Path | str) -> tuple[PreTrainedTokenizerBase, bool]:
+    """The tokenizer with ``[SEG]``, and whether ``[SEG]`` is new to it."""
     tokenizer = AutoTokenizer.from_pretrained(source)
+    new = SEG not in tokenizer.get_vocab()
     tokenizer.add_tokens([SEG], special_tokens=True)
     for text in (SEG, f"it is {SEG} .", f"it is{SEG}."):
         ids = tokenizer.encode(text, add_special_tokens=False)
         if ids.count(tokenizer.convert_tokens_to_ids(SEG)) != 1:
             raise ValueError(f"{source}: '{text}' does not hold [SEG] as exactly one token ({ids})")
-    return tokenizer
+    return tokenizer, new
+
+
+def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase:
+    """The tokenizer at ``source`` with ``[SEG]`` as exactly one id.
+
+    Raises:
+        ValueError: ``[SEG]`` does not encode to one id (some tokenizers split it after a space).
+    """
+    return _open_tokenizer(source)[0]
 
 
 def load_language(
@@ -38,20 +61,28 @@ def load_language(
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """A causal language model with room for ``[SEG]``, and its tokenizer.
 
-    The new row of the embeddings starts as the mean of the others (transformers' default), so that
-    the model starts from a token it can read.
+    Of a model that holds a language model beside other towers (LLaVA) it is that language model. A new
+    ``[SEG]`` starts as the mean of the known tokens (transformers' default), so that the model starts
+    from a token it can read; one that the checkpoint knows (LISA, GLaMM) is left as it is.
+
+    Raises:
+        OSError: nothing there that transformers can load; the message is its own.
+        ValueError: weights are missing, or ``[SEG]`` is not one token.
     """
-    tokenizer = load_tokenizer(source)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, attn_implementation=config.attention
-    )
+    tokenizer, new = _open_tokenizer(source)
+    declared = AutoConfig.from_pretrained(source)
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attention}
+    if hasattr(declared, "text_config") and type(declared) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        options |= {"config": declared.text_config, "key_mapping": _INSIDE_LLAVA}
+    model = load_strictly(AutoModelForCausalLM, source, **options)
     if model.get_input_embeddings().num_embeddings < len(tokenizer):
         # The default draws the new rows from a normal; only its mean is wanted, without global RNG.
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        old = len(tokenizer) - 1
+    if new:  # some vocabularies keep untrained rows in reserve: [SEG] may have taken one of them
+        row = tokenizer.convert_tokens_to_ids(SEG)
         with torch.no_grad():
             for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-                layer.weight[old:] = layer.weight[:old].mean(0)
+                layer.weight[row] = layer.weight[:row].mean(0)
     return model, tokenizer
 
 
@@ -70,23 +101,24 @@ def add_lora(model: nn.Module, config: LanguageConfig) -> None:
 
 @dataclass(frozen=True)
 class Template:
-    """A protocol's prompt and answer as token ids around the image and the expression.
+    """A protocol's prompts and answers as token ids around the image and the expression.
+
+    Where a protocol has several, an expression's own words draw one of each, so that the same expression is
+    always asked alike, in training and in evaluation.
 
     Attributes:
         before: ids in front of the visual tokens, the tokenizer's BOS included.
         tokenizer: encodes expressions.
-        between: text between image and expression.
-        after: text between expression and answer.
-        answer: text of the answer, holding ``[SEG]``.
+        questions: texts between image and expression, and between expression and answer.
+        answers: texts holding ``[SEG]``.
         lower_case: expressions are lower-cased.
         end_of_answer: EOS follows the answer.
     """
 
     before: tuple[int, ...]
     tokenizer: PreTrainedTokenizerBase
-    between: str
-    after: str
-    answer: str
+    questions: tuple[tuple[str, str], ...]
+    answers: tuple[str, ...]
     lower_case: bool
     end_of_answer: bool = True
 
@@ -95,23 +127,30 @@ class Template:
         """From a protocol's strings.
 
         Raises:
-            ValueError: ``{image}``, ``{expression}`` or ``[SEG]`` is missing or out of order.
+            ValueError: ``{image}``, ``{expression}`` or ``[SEG]`` is missing or out of order, or the prompts
+                do not begin alike.
         """
-        head, image, rest = protocol.prompt.partition("{image}")
-        between, expression, after = rest.partition("{expression}")
-        if not image or not expression:
-            raise ValueError(f"prompt '{protocol.prompt}' must hold {{image}} and then {{expression}}")
-        if protocol.answer.count(SEG) != 1:
-            raise ValueError(f"answer '{protocol.answer}' must hold {SEG} once")
-        before = tokenizer.encode(head, add_special_tokens=False) if head else []
+        heads, questions = set(), []
+        for prompt in protocol.prompts:
+            head, image, rest = prompt.partition("{image}")
+            between, expression, after = rest.partition("{expression}")
+            if not image or not expression:
+                raise ValueError(f"prompt '{prompt}' must hold {{image}} and then {{expression}}")
+            heads.add(head)
+            questions.append((between, after))
+        if len(heads) > 1:
+            raise ValueError(f"prompts must be the same up to {{image}}, there are {sorted(heads)}")
+        for answer in protocol.answers:
+            if answer.count(SEG) != 1:
+                raise ValueError(f"answer '{answer}' must hold {SEG} once")
+        before = tokenizer.encode(heads.pop(), add_special_tokens=False)
         if tokenizer.bos_token_id is not None:
             before = [tokenizer.bos_token_id, *before]
         return cls(
             tuple(before),
             tokenizer,
-            between,
-            after,
-            protocol.answer,
+            tuple(questions),
+            protocol.answers,
             protocol.lower_case,
             protocol.end_of_answer,
         )
@@ -119,14 +158,30 @@ class Template:
     def encode(self, expression: str) -> tuple[list[int], int]:
         """Ids after the image (question, answer, EOS) and how many of them belong to the question.
 
+        Question and answer are encoded as one text, as they will be read: a tokenizer may join the last
+        character of one with the first of the other, and such a token belongs to the answer.
+
         Raises:
             ValueError: the expression has no token.
         """
         text = expression.lower() if self.lower_case else expression
-        if not self.tokenizer.encode(text, add_special_tokens=False):
+        if not self._encode(text):
             raise ValueError(f"expression {expression!r} has no token")
-        question = self.tokenizer.encode(f"{self.between}{text}{self.after}", add_special_tokens=False)
-        answer = self.tokenizer.encode(self.answer, add_special_tokens=False)
+        before, after = self._drawn(self.questions, "question", text)
+        question = f"{before}{text}{after}"
+        ids = self._encode(question + self._drawn(self.answers, "answer", text))
+        length = 0
+        for ours, alone in zip(ids, self._encode(question), strict=False):
+            if ours != alone:
+                break
+            length += 1
         if self.end_of_answer and self.tokenizer.eos_token_id is not None:
-            answer = [*answer, self.tokenizer.eos_token_id]
-        return question + answer, len(question)
+            ids = [*ids, self.tokenizer.eos_token_id]
+        return ids, length
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    @staticmethod
+    def _drawn(choices: tuple[_T, ...], what: str, text: str) -> _T:
+        return choices[seed_of(what, text) % len(choices)]

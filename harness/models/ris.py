@@ -7,9 +7,10 @@ projector holds back (SSPE).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from segment_anything.modeling import Sam
@@ -25,6 +26,23 @@ from harness.models.sam import decode_masks
 from harness.projector import ImageFeatures, Projector, VisualTokens
 
 __all__ = ["Losses", "RISModel"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _in_compute_dtype(
+    method: Callable[Concatenate[RISModel, _P], _R],
+) -> Callable[Concatenate[RISModel, _P], _R]:
+    """Run a method under autocast where the language model's weights are of half precision."""
+
+    @wraps(method)
+    def wrapped(self: RISModel, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        device = cast(nn.Linear, self.seg_head[0]).weight.device.type
+        with torch.autocast(device, self.compute, enabled=self.compute != torch.float32):
+            return method(self, *args, **kwargs)
+
+    return wrapped
 
 
 @dataclass(frozen=True)
@@ -68,6 +86,10 @@ class RISModel(nn.Module):
         # LISA's text_hidden_fcs
         self.seg_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width))
         self.sam = sam.requires_grad_(False)
+        # Frozen weights and activations may be of half precision; what learns never is.
+        self.compute: torch.dtype = language.dtype
+        for _, tensor in self._trained():
+            tensor.data = tensor.data.float() if tensor.is_floating_point() else tensor.data
 
     # --- what learns -----------------------------------------------------------------------------
 
@@ -161,6 +183,7 @@ class RISModel(nn.Module):
 
     # --- forward ---------------------------------------------------------------------------------
 
+    @_in_compute_dtype
     def visual_tokens(self, image: ImageFeatures, **kwargs: object) -> VisualTokens:
         """The projector's tokens for a batch of images."""
         return self.projector(image, **kwargs)
@@ -177,12 +200,14 @@ class RISModel(nn.Module):
             bidirectional=self.options.visual_attention == "bidirectional",
         )
 
+    @_in_compute_dtype
     def hidden(self, packed: PackedBatch) -> Tensor:
         """``[b, L, H]`` last hidden states; under a projector's ``llm_hook`` of the expressions alone."""
         if (hook := self.projector.llm_hook()) is not None:
+            packed = replace(packed, embeddings=packed.embeddings.to(self.compute))
             return pruned_hidden(self.language.get_decoder(), packed, hook)
         out = self.language.get_decoder()(
-            inputs_embeds=packed.embeddings,
+            inputs_embeds=packed.embeddings.to(self.compute),
             attention_mask=packed.mask,
             position_ids=packed.positions,
             use_cache=False,
@@ -193,14 +218,17 @@ class RISModel(nn.Module):
         """Visual tokens averaged over the language model's layers, of ``count`` at its input."""
         return layer_mean(self.projector.llm_hook(), count, self.language.config.num_hidden_layers)
 
+    @_in_compute_dtype
     def seg_prompts(self, hidden: Tensor, packed: PackedBatch) -> Tensor:
         """``[m, 1, C]`` sparse prompts from the hidden state at each ``[SEG]``."""
         return self.seg_head(hidden[packed.seg_row, packed.seg_column])[:, None]
 
+    @_in_compute_dtype
     def mask_logits(self, prompts: Tensor, image_embeddings: Tensor) -> Tensor:
         """``[m, s, s]`` low-resolution mask logits; ``image_embeddings [m, C, h, w]``, one an expression."""
         return decode_masks(self.sam, image_embeddings, prompts)[0][:, 0]
 
+    @_in_compute_dtype
     def forward(
         self,
         image: ImageFeatures,

@@ -11,13 +11,14 @@ from pydantic import BaseModel, ConfigDict
 from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.utils.transforms import ResizeLongestSide
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.files import read_json, sha256_file, write_json
 from harness.tensors import load_tensors, save_tensors
 
 __all__ = [
+    "NoEncoder",
     "TinySamSize",
     "build_tiny_sam",
     "decode_masks",
@@ -93,7 +94,8 @@ def load_sam(source: Path | str, kind: str = "tiny", sha256: str | None = None) 
     """A SAM in evaluation mode.
 
     Args:
-        source: folder of :func:`save_tiny_sam`, or an official ``.pth`` checkpoint.
+        source: folder of :func:`save_tiny_sam`, an official ``.pth`` checkpoint, or one of its names and
+            shapes in safetensors.
         kind: ``tiny``, ``vit_b``, ``vit_l`` or ``vit_h``.
         sha256: expected digest of the checkpoint's bytes, if known.
 
@@ -112,14 +114,37 @@ def load_sam(source: Path | str, kind: str = "tiny", sha256: str | None = None) 
         if sha256 is not None and sha256_file(source) != sha256:
             raise ValueError(f"{source}: sha256 differs from the expected {sha256[:12]}…; fetch it again")
         sam = sam_model_registry[kind](checkpoint=None)
-        # weights_only: a checkpoint from the internet is data, never code.
-        state = torch.load(source, map_location="cpu", weights_only=True)
+        state = _read_checkpoint(source)
     missing, unexpected = sam.load_state_dict(state, strict=False)
     if missing or unexpected:
         raise ValueError(
             f"{source} is no {kind} SAM: {len(missing)} keys missing, {len(unexpected)} unexpected"
         )
     return sam.eval().requires_grad_(False)
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return load_tensors(path, "convert the checkpoint again")
+    # weights_only: a checkpoint from the internet is data, never code
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+class NoEncoder(nn.Module):
+    """In place of an image encoder whose embeddings are cached: a ViT-H would take 2.5 GB of a GPU."""
+
+    def __init__(self, img_size: int):
+        """Of a square input ``img_size`` pixels a side."""
+        super().__init__()
+        self.img_size = img_size
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Refuse.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("this SAM was put together without its image encoder; read cached embeddings")
 
 
 def sam_frame(height: int, width: int, image_size: int) -> tuple[int, int]:

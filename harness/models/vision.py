@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, CLIPVisionModel, Dinov2Model, SiglipVisionModel
+from transformers import MODEL_MAPPING, AutoConfig
+from transformers.image_processing_base import ImageProcessingMixin
 
 from harness.config import VisionConfig
 from harness.models.encoder_hooks import hooked_blocks
+from harness.models.loading import load_strictly
 from harness.projector import EncoderHook, ImageFeatures
 
 __all__ = ["VisionEncoder", "load_vision"]
 
-_CLASSES: dict[str, Any] = {"dinov2": Dinov2Model, "clip": CLIPVisionModel, "siglip": SiglipVisionModel}
 _MEAN_STD = {
     "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
@@ -35,8 +37,18 @@ class VisionEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: Any, config: VisionConfig):
+    def __init__(
+        self,
+        model: Any,
+        config: VisionConfig,
+        mean_std: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    ):
         """From a transformers vision model; the model's own sizes must match ``config``.
+
+        Args:
+            model: gives its patches in raster order behind whatever other tokens it has.
+            config: what is taken from it.
+            mean_std: of its pixels, in 0..1, by channel; default: those of ``config.kind``.
 
         Raises:
             ValueError: the model's patch size differs from the config's.
@@ -48,7 +60,8 @@ class VisionEncoder(nn.Module):
             )
         self.model: Any = model.eval().requires_grad_(False)
         self.options = config
-        mean, std = _MEAN_STD[config.kind]
+        mean, std = mean_std or _MEAN_STD[config.kind]
+        self._takes_sizes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -77,10 +90,6 @@ class VisionEncoder(nn.Module):
         assert walk.sizes is not None
         return selected[:, selected.shape[1] - walk.sizes.shape[1] :]
 
-    def _run(self, pixels: Tensor) -> Any:
-        kwargs = {"interpolate_pos_encoding": True} if self.options.kind != "dinov2" else {}
-        return self.model(pixel_values=pixels, output_hidden_states=True, **kwargs)
-
     def _selected(self, out: Any) -> Tensor:
         # The last hidden state is taken after the final norm where the class gives it so.
         return out.last_hidden_state if self.options.layer == -1 else out.hidden_states[self.options.layer]
@@ -104,6 +113,10 @@ class VisionEncoder(nn.Module):
         count = grid[0] * grid[1]
 
         def patches(state: Tensor) -> Tensor:
+            if state.shape[1] < count:
+                raise ValueError(
+                    f"{type(self.model).__name__} gives {state.shape[1]} tokens, fewer than {count} patches"
+                )
             return state[:, state.shape[1] - count :]
 
         extras: dict[str, Any] = {}
@@ -116,6 +129,22 @@ class VisionEncoder(nn.Module):
             **extras,
         )
 
+    def _run(self, pixels: Tensor) -> Any:
+        if self.model.config.model_type == "siglip2_vision_model":
+            return self.model(**self._as_patches(pixels), output_hidden_states=True)
+        kwargs = {"interpolate_pos_encoding": True} if self._takes_sizes else {}
+        return self.model(pixel_values=pixels, output_hidden_states=True, **kwargs)
+
+    def _as_patches(self, pixels: Tensor) -> dict[str, Tensor]:
+        """SigLIP 2's input of any aspect ratio: flattened patches, channels last, and the grid."""
+        b, side, (h, w) = len(pixels), self.options.patch_size, self.options.grid
+        cells = pixels.unflatten(3, (w, side)).unflatten(2, (h, side)).permute(0, 2, 4, 3, 5, 1)
+        return {
+            "pixel_values": cells.reshape(b, h * w, -1),
+            "pixel_attention_mask": torch.ones(b, h * w, dtype=torch.long, device=pixels.device),
+            "spatial_shapes": torch.tensor([[h, w]] * b, device=pixels.device),
+        }
+
     def _layers(self) -> nn.ModuleList:
         for name, module in self.model.named_modules():
             if isinstance(module, nn.ModuleList) and name.split(".")[-1] in ("layer", "layers"):
@@ -123,6 +152,11 @@ class VisionEncoder(nn.Module):
         raise ValueError(f"{type(self.model).__name__} has no list of layers to read attention from")
 
     def _record(self, recorded: dict[str, Tensor]) -> list:
+        if any(name.startswith("rope_") for name in vars(self.model.config)):
+            raise ValueError(
+                f"{type(self.model).__name__} turns its attention keys by position: neither they nor the "
+                "class token's attention can be read off; take another encoder for this projector"
+            )
         layers = self._layers()
         index = self.options.layer if self.options.layer < 0 else self.options.layer - 1
         handles = []
@@ -160,7 +194,23 @@ def load_vision(config: VisionConfig, source: Path | str) -> VisionEncoder:
 
     Raises:
         OSError: nothing there that transformers can load; the message is its own.
+        ValueError: no vision model, weights are missing, or (``auto``) its normalisation is not told.
     """
     declared = AutoConfig.from_pretrained(source)
-    model = _CLASSES[config.kind].from_pretrained(source, config=getattr(declared, "vision_config", declared))
-    return VisionEncoder(model, config)
+    options = getattr(declared, "vision_config", declared)
+    if type(options) not in MODEL_MAPPING:
+        raise ValueError(f"{source} is a {declared.model_type}, which transformers has no vision model for")
+    # The other tower of a CLIP or SigLIP is left where it lies.
+    model = load_strictly(MODEL_MAPPING[type(options)], source, config=options)
+    return VisionEncoder(model, config, _own_normalisation(source) if config.kind == "auto" else None)
+
+
+def _own_normalisation(source: Path | str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    try:
+        processor, _ = ImageProcessingMixin.get_image_processor_dict(source)
+        return tuple(processor["image_mean"]), tuple(processor["image_std"])
+    except (OSError, KeyError) as error:
+        raise ValueError(
+            f"{source} has no preprocessor_config.json with image_mean and image_std; "
+            "put it there, or name the encoder's kind"
+        ) from error

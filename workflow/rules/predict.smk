@@ -8,8 +8,9 @@ rule predict:
     priority: 20
     threads: lambda wildcards: PLAN.threads(PLAN.runs[wildcards.run])
     resources:
-        mem_mb=3000,
-        runtime=240,
+        mem_mb=lambda wildcards: PLAN.memory_mb(PLAN.runs[wildcards.run], 3000),
+        runtime=lambda wildcards: PLAN.minutes(PLAN.runs[wildcards.run], 240),
+        gpu=lambda wildcards: PLAN.gpus(PLAN.runs[wildcards.run]),
         cpus_per_task=lambda wildcards: PLAN.threads(PLAN.runs[wildcards.run]),
     params:
         code=lambda wildcards: triggers.predict_trigger(PLAN, PLAN.runs[wildcards.run]),

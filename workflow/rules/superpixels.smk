@@ -8,8 +8,9 @@ rule superpixels:
     priority: 85
     threads: lambda wildcards: PLAN.threads(PLAN.owner(wildcards.key))
     resources:
-        mem_mb=4000,
-        runtime=240,
+        mem_mb=lambda wildcards: PLAN.memory_mb(PLAN.owner(wildcards.key), 4000),
+        runtime=lambda wildcards: PLAN.minutes(PLAN.owner(wildcards.key), 240),
+        gpu=lambda wildcards: PLAN.gpus(PLAN.owner(wildcards.key)),
         cpus_per_task=lambda wildcards: PLAN.threads(PLAN.owner(wildcards.key)),
     params:
         code=lambda wildcards: triggers.superpixel_trigger(PLAN, wildcards.key),

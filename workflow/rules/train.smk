@@ -10,8 +10,11 @@ rule train_stage1:
     priority: lambda wildcards: PLAN.train_priority(wildcards.run)
     threads: lambda wildcards: PLAN.threads(PLAN.trainable[wildcards.run])
     resources:
-        mem_mb=3000,
-        runtime=720,
+        mem_mb=lambda wildcards: PLAN.memory_mb(
+            PLAN.trainable[wildcards.run], 3000, training=True
+        ),
+        runtime=lambda wildcards: PLAN.minutes(PLAN.trainable[wildcards.run], 720),
+        gpu=lambda wildcards: PLAN.gpus(PLAN.trainable[wildcards.run], training=True),
         cpus_per_task=lambda wildcards: PLAN.threads(PLAN.trainable[wildcards.run]),
     params:
         stage=1,

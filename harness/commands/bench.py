@@ -1,0 +1,52 @@
+"""``svp bench``: what the parts cost and save; packages of projectors add their own."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+import tempfile
+from pathlib import Path
+
+from cyclopts import App
+
+__all__ = ["bench"]
+
+bench = App(name="bench", help="Measure what the parts cost and save.")
+
+
+def _bench(name: str, study: Path, folder: Path | None, as_json: bool) -> None:
+    import harness.bench as measures
+
+    with tempfile.TemporaryDirectory() as fresh:
+        found = getattr(measures, f"bench_{name}")(study, folder or Path(fresh))
+    speed, apart = found["speedup"], found["max_abs_diff"]
+    text = f"{found['row']}: {speed:.2f} times as fast, largest difference {apart:.2g}"
+    sys.stdout.write((json_module.dumps(found, indent=2) if as_json else text) + "\n")
+
+
+@bench.command(name="cache")
+def bench_cache(
+    study: Path = Path("config/default.yaml"), *, folder: Path | None = None, json: bool = False
+) -> None:
+    """A training step with cached features against one that encodes its photographs.
+
+    Args:
+        study: its first row and its models are measured, on a few images.
+        folder: keeps data and models for another call; default: a temporary one.
+        json: print one JSON value.
+    """
+    _bench("cache", study, folder, json)
+
+
+@bench.command(name="prefix")
+def bench_prefix(
+    study: Path = Path("config/default.yaml"), *, folder: Path | None = None, json: bool = False
+) -> None:
+    """An image's expressions behind one visual prefix against each behind a copy of its own.
+
+    Args:
+        study: its rows and its models are measured, on one image.
+        folder: keeps data and models for another call; default: a temporary one.
+        json: print one JSON value.
+    """
+    _bench("prefix", study, folder, json)

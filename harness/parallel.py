@@ -1,0 +1,129 @@
+"""Training in several processes: each makes some of a step's passes, gradients are summed once a step.
+
+Only what learns has gradients to sum; it is small, and every process holds it whole. The frozen language
+model is held whole too (``ddp``), or in shares that are gathered layer by layer (``fsdp``). So checkpoints
+are the same files, whatever the strategy and the number of processes.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, distributed, nn
+
+__all__ = ["Workers", "launch"]
+
+Item = TypeVar("Item")
+
+
+class Workers:
+    """This process among those that train one run; alone where it was not launched by :func:`launch`.
+
+    Attributes:
+        rank: of this process, from 0.
+        count: of processes.
+        device: this process's own.
+    """
+
+    def __init__(self) -> None:
+        """Join the process group that the launcher's environment names, if any."""
+        state = PartialState(cpu=not torch.cuda.is_available())
+        self._wait = state.wait_for_everyone
+        self.rank: int = state.process_index
+        self.count: int = state.num_processes
+        self.device: torch.device = state.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files."""
+        return self.rank == 0
+
+    def own(self, items: Sequence[Item]) -> list[tuple[int, Item]]:
+        """This process's share of ``items``, each with its place among all of them."""
+        return list(enumerate(items))[self.rank :: self.count]
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self._wait()
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum gradients over processes; a part that no forward pass touched has a gradient of 0."""
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if self.count > 1:
+                distributed.all_reduce(parameter.grad)
+
+    def sum_values(self, values: dict[str, float]) -> dict[str, float]:
+        """Sum of each value over processes."""
+        if self.count == 1:
+            return values
+        total = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        distributed.all_reduce(total)
+        return dict(zip(values, total.tolist(), strict=True))
+
+    def share_out(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the first one's ``tensors``: they start from the same bits."""
+        if self.count > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor, 0)
+
+    def shard_frozen(self, language: Any) -> None:
+        """Leave each process a share of the language model's frozen weights (FSDP2), layer by layer.
+
+        Adapters, embeddings and the head are left whole.
+        """
+        if self.count == 1:
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        decoder = language.get_decoder()
+        whole = {p for name, p in language.named_parameters() if "lora_" in name}
+        whole |= {language.get_input_embeddings().weight, language.get_output_embeddings().weight}
+        for layer in decoder.layers:
+            fully_shard(layer, ignored_params=whole)
+        fully_shard(decoder, ignored_params=whole)
+
+
+def launch(config: Path, run: str, stage: int, processes: int) -> None:
+    """Train one stage of a run in ``processes`` processes of this machine, and wait for them.
+
+    Args:
+        config: the resolved study.
+        run: the run's id.
+        stage: 1 or 2.
+        processes: one for each GPU; on a machine without one they share the CPU.
+
+    Raises:
+        ValueError: there are fewer GPUs than processes, or a process failed.
+    """
+    found = torch.cuda.device_count()
+    if 0 < found < processes:
+        raise ValueError(
+            f"training.processes is {processes}, this machine has {found} GPUs; set it to {found}"
+        )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(processes), "-m", "harness.parallel"]
+    done = subprocess.run([*command, str(config), run, str(stage)], check=False)
+    if done.returncode:
+        raise ValueError(f"{run}: one of {processes} training processes failed; its message stands above")
+
+
+def _main(config: str, run: str, stage: str) -> None:
+    from harness.plan import Plan
+    from harness.training import train_stage
+
+    plan = Plan.load(config)
+    train_stage(plan, plan.tuned(plan.trainable[run]), int(stage))
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

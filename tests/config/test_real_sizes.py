@@ -1,0 +1,91 @@
+"""`paper.yaml` and `small.yaml`: the published recipe, planned without weights, data or variables."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.config import ConfigError, load_study, read_study, resolve_study
+from harness.plan import Plan
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = ("paper", "small")
+
+
+def planned(name: str, **changes) -> Plan:
+    return Plan.from_raw({**read_study(ROOT / "config" / f"{name}.yaml", ROOT), **changes}, ROOT)
+
+
+def test_paper_is_glamms_recipe():
+    # facts of groundingLMM's train.py; 3,500 + 1,750 iterations are the paper's own
+    for run in planned("paper").trained:
+        training, language = run.training, run.models.language
+        assert (training.stage1_steps, training.stage2_steps) == (3500, 1750)
+        assert (training.learning_rate, training.warmup_steps, training.betas) == (3e-4, 100, (0.9, 0.95))
+        assert (training.images_per_forward, training.processes, training.forwards_per_step) == (2, 8, 80)
+        assert (training.ce_weight, training.bce_weight, training.dice_weight) == (1.0, 2.0, 0.5)
+        assert (training.expressions_per_image, training.grad_clip, training.dtype) == (3, 1.0, "bfloat16")
+        assert (language.lora_rank, language.lora_alpha, language.lora_dropout) == (8, 16, 0.05)
+        assert language.lora_targets == ("q_proj", "v_proj")
+        assert run.models.vision.grid == (24, 24) and run.models.sam.kind == "vit_h"
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_both_sizes_plan_without_weights_and_data(name, monkeypatch):
+    for variable in ("RIS_DATA", "RIS_WEIGHTS"):
+        monkeypatch.delenv(variable, raising=False)
+    plan = planned(name)
+    run = plan.trained[0]
+    assert not any(plan.pretrained(run) for run in plan.runs.values())
+    assert plan.study_dir == Path("results") / f"{name}-default"
+    with pytest.raises(ConfigError, match="sam: .* RIS_WEIGHTS"):
+        plan.model_source(run, "sam")
+    with pytest.raises(ConfigError, match="RIS_DATA"):
+        plan.check_inputs()
+
+
+def test_where_weights_lie_changes_no_key(monkeypatch):
+    plan, again = planned("paper"), planned("paper")
+    monkeypatch.setenv("RIS_WEIGHTS", "one")
+    run = plan.trained[0]
+    key, source = plan.model_key(run, "sam"), plan.model_source(run, "sam")
+    monkeypatch.setenv("RIS_WEIGHTS", "another")
+    assert (again.model_key(run, "sam"), source) == (key, str(Path("one") / "sam_vit_h_4b8939.pth"))
+
+
+def test_superpixels_follow_the_size_of_the_models():
+    def options(name: str) -> tuple[dict, dict]:
+        runs = {run.projector: run.superpixels.options for run in planned(name).trained if run.superpixels}
+        return runs["svp"], runs["svp_slic"]
+
+    assert options("paper") == ({}, {})  # the sources' own presets
+    assert options("default")[1]["segments"] == 12
+    row = {"name": "svp", "variant": "slic", "set": {"superpixels": "slic"}}
+    assert planned("paper", rows=["mlp", row]).runs["svp.slic.auto.s0"].superpixels.options == {}
+
+
+def test_quick_is_a_tenth_at_these_sizes():
+    for name in SIZES:
+        training = planned(name, effort="quick").trained[0].training
+        assert (training.stage1_steps, training.stage2_steps) == (350, 175)
+
+
+def test_jobs_ask_for_what_the_size_needs():
+    tiny, paper = planned("default"), planned("paper")
+    small_run, run = tiny.trained[0], paper.trained[0]
+    assert (tiny.gpus(small_run, training=True), tiny.memory_mb(small_run, 3000)) == (0, 3000)
+    assert (paper.gpus(run), paper.gpus(run, training=True)) == (1, 8)
+    assert paper.memory_mb(run, 3000, training=True) == 8 * 48_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.images_per_forward": 3}, "multiple of images_per_forward 3"),
+        ({"training.processes": 7}, "processes 7"),
+        ({"training.strategy": "deepspeed"}, "strategy"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_out_is_refused(changes, message):
+    raw = {**read_study(ROOT / "config" / "paper.yaml", ROOT), "set": changes}
+    with pytest.raises(ConfigError, match=message):
+        resolve_study(load_study(raw), ROOT)

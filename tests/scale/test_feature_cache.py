@@ -1,0 +1,102 @@
+"""The cache of frozen features: what is stored, what is encoded on the fly, and that nobody can tell."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import Dinov2Model
+
+from harness.assembly import RunData
+from harness.features import FeatureArray, feature_stage
+from harness.images import read_rgb
+from harness.models.sam import load_sam
+
+ITEMS = ("patches", "levels", "sam")
+LEVELS = {"models.vision.levels": [1, 2]}
+
+
+def values(study, ids):
+    data = RunData(study.plan, study.run)
+    features = data.features(ids)
+    return [features.patches, *features.levels, data.sam_embeddings(ids)]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_stored_partly_stored_and_never_stored_features_are_the_same_bits(study, dtype):
+    budgets = [{}, {"sam": 0.0003, "patches": 0.00004, "levels": 0}, dict.fromkeys(ITEMS, 0)]
+    found, stored = [], []
+    for budget in budgets:
+        changes = {**LEVELS, "models.features.dtype": dtype, "models.features.budget_gb": budget}
+        this = study(["token_packer"], changes)
+        folders = this.features()
+        stored.append([len(FeatureArray(folders[item])) for item in ITEMS])
+        found.append(values(this, this.tables.images["image_id"].tolist()))
+    count = len(this.tables.images)
+    assert stored[0] == [count] * 3 and stored[2] == [0] * 3
+    # a row of sam is 32 x 12 x 12, of patches 144 x 32 half-precision numbers: 9,216 bytes each
+    assert stored[1] == [0.00004 * 1e9 // 9216, 0, min(count, 0.0003 * 1e9 // 9216)]
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    assert found[0][0].dtype == torch.float32
+
+
+def test_rows_are_what_the_encoders_give(study, weights):
+    this = study()
+    this.features()
+    image_id = int(this.tables.images["image_id"].iloc[3])
+    image = read_rgb(this.tables.image_path(image_id))
+    pixels = torch.tensor(image).permute(2, 0, 1)[None] / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pixels = (pixels - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+    sam = load_sam(weights / "sam")
+    with torch.no_grad():
+        patches = Dinov2Model.from_pretrained(weights / "vision").eval()(pixels).last_hidden_state[:, 1:]
+        embedding = sam.image_encoder(sam.preprocess(torch.tensor(image).permute(2, 0, 1)[None].float()))
+    got = values(this, [image_id])
+    assert torch.allclose(got[0], patches, atol=2e-3) and torch.allclose(got[-1], embedding, atol=2e-3)
+
+
+def test_a_killed_job_goes_on_with_the_next_shard_and_other_code_starts_anew(study, monkeypatch):
+    this = study(changes={"models.features.dtype": "bfloat16", "data.train_images": 9})
+    folder = this.features(shard_bytes=3 * 9216)["patches"]
+    index = json.loads((folder / "index.json").read_text())
+    assert {len(s) for s in index["shards"][:-1]} == {3}
+    whole = {p.name: p.read_bytes() for p in folder.glob("shard-*")}
+    (folder / "index.json").unlink()
+    (folder / "shard-00001.npy").unlink()
+    kept = folder / "shard-00000.npy"
+    before = kept.stat().st_mtime_ns
+    this.features(shard_bytes=3 * 9216)
+    assert {p.name: p.read_bytes() for p in folder.glob("shard-*")} == whole
+    assert kept.stat().st_mtime_ns == before
+    this.features(shard_bytes=3 * 9216, identity="other code")
+    assert kept.stat().st_mtime_ns > before
+
+
+def test_images_of_train_are_stored_first(study):
+    this = study(changes={"models.features.budget_gb": {"patches": 8 * 9216 / 1e9}})
+    array = FeatureArray(this.features()["patches"])
+    expressions = this.tables.expressions
+    train = set(expressions.loc[expressions["split"] == "train", "image_id"])
+    assert len(train) == 8 and all(i in array for i in train)
+
+
+def test_a_damaged_shard_is_refused_by_name(study):
+    folder = study(changes={"models.features.compute": "bfloat16"}).features()["sam"]
+    shard = folder / "shard-00000.npy"
+    good = shard.read_bytes()
+    shard.write_bytes(good[: len(good) // 2])
+    with pytest.raises(ValueError, match=r"shard-00000.npy cannot be read .* delete the folder"):
+        FeatureArray(folder)
+    np.save(shard, np.zeros((2, 3), np.float16))
+    with pytest.raises(ValueError, match=r"shard-00000.npy holds \(2, 3\), its index says"):
+        FeatureArray(folder)
+
+
+def test_an_encoder_that_does_not_give_the_item_is_named(study):
+    this = study()
+    data = this.plan.data_dir(this.plan.data_key(this.run))
+    model = this.plan.model_source(this.run, "vision")
+    with pytest.raises(ValueError, match="'dinov2' gives no levels"):
+        feature_stage("levels", this.run, data, model, data / "unused", identity="x")

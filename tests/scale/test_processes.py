@@ -1,0 +1,171 @@
+"""One step's images in one pass or several, one process or two, weights whole or in shares: one curve."""
+
+import json
+import os
+import shutil
+import socket
+import sys
+
+import pytest
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file
+from torch import distributed, multiprocessing
+from torch.distributed.tensor import DTensor
+
+from harness import training
+from harness.parallel import Workers, launch
+from harness.training import train_stage
+
+# Dropout on, and expressions that are not shared out evenly: both must hang on the pass alone.
+CHANGES = {"models.language.lora_dropout": 0.2, "training.images_per_forward": 2}
+
+
+def named(study, name, rows=("mlp",), **changes):
+    """A study under results of its own, its features written."""
+    this = study(rows, {**CHANGES, **changes})
+    this.plan.study = this.plan.study.model_copy(update={"study": name})
+    this.features()
+    return this
+
+
+def trained(study, name, rows=("mlp",), stages=(1, 2), **changes):
+    """Losses of every step and the trained tensors of a run."""
+    this = named(study, name, rows, **changes)
+    for stage in stages:
+        train_stage(this.plan, this.run, stage)
+    return read(this, stages[-1])
+
+
+def read(this, stage=2):
+    lines = [json.loads(line) for line in this.plan.log_file(this.run.id).read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    return losses, load_file(this.plan.weights(this.run.id, stage))
+
+
+def process(rank, port, plan, run):
+    """One of two, as torchrun would start it; forked, to save the minutes of imports."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    PartialState._reset_state()
+    step = training.training_step
+
+    def checked(model, *args):
+        held = {n: p for n, p in model.language.named_parameters() if isinstance(p, DTensor)}
+        assert bool(held) == (run.training.strategy == "fsdp")
+        assert not any(p.requires_grad for p in held.values())
+        assert all(2 * p.to_local().numel() == p.numel() for p in held.values())
+        return step(model, *args)
+
+    training.training_step = checked
+    for stage in (1, 2):
+        train_stage(plan, run, stage)
+    distributed.destroy_process_group()
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {}
+
+
+def one_process(study, alone):
+    if not alone:
+        alone["curve"], alone["weights"] = trained(study, "alone")
+    return alone["curve"], alone["weights"]
+
+
+def close(one, other, tolerance=2e-4):
+    assert one.keys() == other.keys()
+    return all(torch.allclose(one[k].float(), other[k].float(), atol=tolerance) for k in one)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_give_the_curve_of_one(study, alone, strategy):
+    curve, weights = one_process(study, alone)
+    changes = {"training.processes": 2, "training.strategy": strategy}
+    this = named(study, strategy, **changes)
+    arguments = (free_port(), this.plan, this.run)
+    multiprocessing.start_processes(process, arguments, nprocs=2, start_method="fork")
+    two, shared = read(this)
+    assert len(curve) == 6 and two == pytest.approx(curve, rel=1e-4)
+    assert close(weights, shared)
+
+
+def test_the_launcher_starts_them(study):
+    this = named(study, "launched", **{"training.processes": 2, "training.stage1_steps": 1})
+    this.plan.save(this.plan.config_file)
+    this.plan.weights(this.run.id).parent.mkdir(parents=True)
+    launch(this.plan.config_file, this.run.id, 1, 2)
+    losses, tensors = read(this, 1)
+    assert len(losses) == 1 and tensors
+
+
+def test_the_launcher_tells_of_failure_and_of_missing_gpus(tmp_path, monkeypatch):
+    with (
+        monkeypatch.context() as broken,
+        pytest.raises(ValueError, match="one of 2 training processes failed"),
+    ):
+        broken.setattr(sys, "executable", shutil.which("false"))
+        launch(tmp_path / "missing.json", "mlp", 1, 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="this machine has 2 GPUs; set it to 2"):
+        launch(tmp_path / "missing.json", "mlp", 1, 8)
+
+
+def test_gradient_checkpointing_changes_no_number(study, alone):
+    curve, weights = one_process(study, alone)
+    again, same = trained(study, "checkpointing", **{"training.gradient_checkpointing": True})
+    assert again == pytest.approx(curve, rel=1e-5)
+    assert close(weights, same, 1e-5)
+
+
+def test_images_in_one_pass_or_two_give_the_same_curve_without_dropout(study):
+    off = {"models.language.lora_dropout": 0.0}
+    together, whole = trained(study, "whole", **off, **{"training.images_per_forward": 4})
+    accumulated, parts = trained(study, "parts", **off, **{"training.images_per_forward": 1})
+    assert accumulated == pytest.approx(together, rel=1e-4)
+    assert close(whole, parts)
+
+
+@pytest.mark.parametrize("rows", [("mlp",), ("m3",)])
+def test_a_killed_run_goes_on_to_the_same_bits(study, monkeypatch, rows):
+    """Killed in the second step after a checkpoint; M3 has several budgets a step."""
+    changes = {"training.stage1_steps": 5, "training.checkpoint_every": 2}
+    curve, weights = trained(study, "uninterrupted", rows, (1,), **changes)
+    real, made = training.training_step, []
+
+    def killed(*args, **kwargs):
+        made.append(args[5])
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(training, "training_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trained(study, "killed", rows, (1,), **changes)
+    again, same = trained(study, "killed", rows, (1,), **changes)
+    assert made[4:] == [2, 3, 4]
+    assert again == curve
+    assert all(torch.equal(weights[k], same[k]) for k in weights)
+
+
+def test_what_learns_is_of_full_precision_and_all_that_a_file_holds(study):
+    losses, tensors = trained(study, "half", **{"training.dtype": "bfloat16"})
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
+    assert all(torch.isfinite(torch.tensor(losses)))
+    learnt = ("projector.", "seg_head.", "sam.mask_decoder.")
+    rest = [name for name in tensors if not name.startswith(learnt) and "lora_" not in name]
+    assert rest == ["language.lm_head.weight", "language.model.embed_tokens.weight"]
+
+
+def test_alone_nothing_is_shared_out():
+    workers = Workers()
+    assert (workers.rank, workers.count, workers.is_main) == (0, 1, True)
+    assert workers.own(["a", "b"]) == [(0, "a"), (1, "b")]
+    assert workers.sum_values({"x": 1.5}) == {"x": 1.5}

@@ -1,0 +1,150 @@
+"""Every vision encoder, random and tiny, saved as the real one is, against transformers' own outputs."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from harness.config import VisionConfig
+from harness.models.vision import load_vision
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+SIZES |= {"image_size": 42, "patch_size": 14}
+TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+TEXT |= {"vocab_size": 64, "projection_dim": 16}
+
+
+def clip(**vision):
+    config = transformers.CLIPConfig(text_config=TEXT, vision_config={**SIZES, **vision}, projection_dim=16)
+    return transformers.CLIPModel(config)
+
+
+def siglip():
+    text = {k: v for k, v in TEXT.items() if k != "projection_dim"}
+    return transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=SIZES))
+
+
+def siglip2():
+    vision = {k: v for k, v in SIZES.items() if k != "image_size"} | {"num_patches": 9}
+    return transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**vision))
+
+
+SAVED = {
+    "dinov2": ("dinov2", lambda: transformers.Dinov2Model(transformers.Dinov2Config(**SIZES))),
+    "registers": (
+        "dinov2",
+        lambda: transformers.Dinov2WithRegistersModel(
+            transformers.Dinov2WithRegistersConfig(**SIZES, num_register_tokens=4)
+        ),
+    ),
+    "clip": ("clip", clip),  # whole, with its text tower, as on the hub
+    "openclip": ("clip", lambda: clip(hidden_act="gelu")),  # LAION's differ in the activation
+    "siglip": ("siglip", siglip),  # SigLIP 2 of fixed resolution is saved in this class
+    "siglip2": ("siglip", siglip2),
+    "dinov3": ("auto", lambda: transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**SIZES))),
+    "vit": ("auto", lambda: transformers.ViTModel(transformers.ViTConfig(**SIZES))),
+}
+IMAGE = np.random.default_rng(0).integers(0, 256, (42, 42, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    def save(name):
+        folder = tmp_path_factory.getbasetemp() / f"vision-{name}"
+        if not folder.exists():
+            torch.manual_seed(0)
+            model = SAVED[name][1]().eval()
+            with torch.no_grad():  # random weights must be large enough to tell tokens apart
+                for p in model.parameters():
+                    p.copy_(torch.randn_like(p) * 0.2)
+            model.save_pretrained(folder)
+            normal = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+            (folder / "preprocessor_config.json").write_text(json.dumps(normal))
+        return folder
+
+    return save
+
+
+def encoder(saved, name, **options):
+    config = VisionConfig(kind=SAVED[name][0], source=name, image_size=42, patch_size=14, **options)
+    return load_vision(config, saved(name))
+
+
+def own_output(saved, name, pixels, side=42):
+    """Transformers' own forward of the saved weights, with attention maps."""
+    model = transformers.AutoModel.from_pretrained(saved(name), attn_implementation="eager").eval()
+    model = getattr(model, "vision_model", model)
+    inputs = {"pixel_values": pixels}
+    if name == "siglip2":
+        processor = transformers.Siglip2ImageProcessor(
+            do_resize=False, do_normalize=False, do_rescale=False, patch_size=14, max_num_patches=9
+        )
+        inputs = dict(processor(images=list(pixels), return_tensors="pt", input_data_format="channels_first"))
+    elif name in ("clip", "openclip", "siglip", "vit"):
+        inputs["interpolate_pos_encoding"] = True
+    with torch.no_grad():
+        return model(**inputs, output_hidden_states=True, output_attentions=True)
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_patches_and_levels_are_the_models_own(saved, name):
+    this = encoder(saved, name, layer=-2, levels=(1, -1))
+    pixels = torch.stack([this.preprocess(IMAGE), this.preprocess(IMAGE[::-1])])
+    got, own = this(pixels), own_output(saved, name, pixels)
+    assert got.grid == (3, 3) and got.patches.shape == (2, 9, 32)
+    for mine, index in ((got.patches, -2), (got.levels[0], 1), (got.levels[1], -1)):
+        assert torch.allclose(mine, own.hidden_states[index][:, -9:], atol=1e-5)
+    last = encoder(saved, name)(pixels).patches
+    assert torch.allclose(last, own.last_hidden_state[:, -9:], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "registers", "clip", "vit"])
+def test_class_attention_is_that_of_the_attention_maps(saved, name):
+    this = encoder(saved, name, layer=-2)
+    pixels = this.preprocess(IMAGE)[None]
+    got, own = this(pixels, attention=True), own_output(saved, name, pixels)
+    # hidden_states[-2] comes out of the last layer but one
+    assert torch.allclose(got.cls_attention, own.attentions[-2].sum(1)[:, 0, -9:], atol=1e-5)
+    assert got.keys.shape == (1, 9, 32)
+
+
+def test_an_encoder_without_class_token_gives_keys_alone(saved):
+    out = encoder(saved, "siglip")(torch.zeros(1, 3, 42, 42), attention=True)
+    assert out.cls_attention is None and out.keys.shape == (1, 9, 32)
+
+
+def test_keys_turned_by_position_are_refused(saved):
+    with pytest.raises(ValueError, match="DINOv3ViTModel turns its attention keys by position"):
+        encoder(saved, "dinov3")(torch.zeros(1, 3, 42, 42), attention=True)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "registers", "clip", "siglip"])
+def test_another_resolution_than_trained_at_has_its_own_grid(saved, name):
+    config = VisionConfig(kind=SAVED[name][0], source=name, image_size=70, patch_size=14)
+    out = load_vision(config, saved(name))(torch.zeros(1, 3, 70, 70))
+    assert out.patches.shape == (1, 25, 32)
+
+
+def test_pixels_are_normalised_as_each_model_was_trained(saved):
+    grey = np.full((42, 42, 3), 128, np.uint8)
+    # published means and deviations: ImageNet's, CLIP's, and one half
+    for name, mean, std in (("dinov2", 0.485, 0.229), ("clip", 0.48145466, 0.26862954), ("vit", 0.5, 0.5)):
+        value = encoder(saved, name).preprocess(grey)[0, 0, 0].item()
+        assert value == pytest.approx((128 / 255 - mean) / std, abs=1e-5)
+
+
+def test_missing_weights_and_missing_normalisation_are_refused(saved, tmp_path):
+    model = transformers.Dinov2Model(transformers.Dinov2Config(**SIZES))
+    state = {k: v for k, v in model.state_dict().items() if "layer.1.attention" not in k}
+    model.save_pretrained(tmp_path, state_dict=state)
+    config = VisionConfig(source="x", image_size=42, patch_size=14)
+    with pytest.raises(ValueError, match="does not hold a whole Dinov2Model: .* weights missing"):
+        load_vision(config, tmp_path)
+    auto = VisionConfig(kind="auto", source="x", image_size=42, patch_size=14)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"no preprocessor_config.json"):
+        load_vision(auto, tmp_path)
+    with pytest.raises(ValueError, match="patch size 14, not 16"):
+        load_vision(VisionConfig(source="x", image_size=48, patch_size=16), tmp_path)
