@@ -142,7 +142,7 @@ def stage(
         name: the stage.
         config: the resolved study, ``results/<study>/config.json``; default: ``$SVP_CONFIG``.
         key: the shared artefact, for prepare, pretrain, features and superpixels.
-        run: the run, for train, predict and score.
+        run: the run, for train, predict and score; the row, for tune.
         stage: 1 or 2, for train.
     """
     try:

@@ -32,13 +32,14 @@ __all__ = [
     "StudyConfig",
     "SuperpixelConfig",
     "TrainingConfig",
+    "TuningConfig",
     "VisionConfig",
     "load_study",
     "read_study",
     "resolve_study",
 ]
 
-FEATURE_ITEMS = ("patches", "levels", "cls_attention", "keys", "sam")
+FEATURE_ITEMS = ("patches", "levels", "cls_attention", "keys", "encoder_tokens", "sam")
 BLOCKS = ("data", "models", "superpixels", "training", "protocol")
 
 
@@ -283,6 +284,22 @@ class ProtocolConfig(Strict):
         return (self.answer,) if isinstance(self.answer, str) else self.answer
 
 
+class TuningConfig(Strict):
+    """The learning-rate search: one grid for every trained row, at equal cost, never on an evaluated split.
+
+    The recipe's rate times each of ``factors`` trains with the first seed for ``steps`` (a share of both
+    stages) on the train split but for ``held_out_images`` of its images; the best gIoU on those wins.
+    """
+
+    factors: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=2)]
+    steps: float = Field(0.25, gt=0, le=1)
+    held_out_images: int = Field(100, ge=1)
+
+
+Share = Annotated[str, Field(pattern=r"^1/[1-9][0-9]*$")]
+Budget = Annotated[int, Field(ge=1, strict=True)] | Share | None
+
+
 class Row(Strict):
     """One row of the comparison: a projector (or control) at a budget, in a variant.
 
@@ -290,7 +307,9 @@ class Row(Strict):
         name: a projector's name, ``module:Class`` or ``path/to/file.py``.
         label: the name in tables where ``name`` is a path or a module.
         variant: distinguishes rows of one projector.
-        budget: visual tokens; ``None`` is the projector's default or adaptive.
+        budget: visual tokens, or a share of the patches (``1/4``); ``None`` is the projector's default or
+            adaptive. Of a list each makes a row.
+        full_budgets: further ones, left out at ``effort: quick``.
         config: the projector's own options.
         set: flat deltas of this row alone, as in the study's ``set``.
         of: for a control that acts on a finished run: the name of that row's projector.
@@ -299,7 +318,8 @@ class Row(Strict):
     name: str
     label: str | None = None
     variant: str = "base"
-    budget: int | None = None
+    budget: Budget | tuple[Budget, ...] = None
+    full_budgets: tuple[Budget, ...] = ()
     config: dict[str, Any] = {}
     set: dict[str, Any] = {}
     of: str | None = None
@@ -317,10 +337,12 @@ class StudyConfig(Strict):
         study: name, and the folder under ``results/``.
         title: one line above the tables.
         notes: sentences printed under the tables (what the data is, what it cannot show).
-        effort: ``quick`` applies ``config/parts/effort/quick.yaml`` and the tables say so.
+        effort: ``quick`` applies ``config/parts/effort/quick.yaml``, takes the first seed alone and the
+            default learning rate, leaves out ``full_budgets``, and the tables say so.
         data, models, superpixels, training, protocol: parts by name.
         rows: what is compared, in the order of the table.
         seeds: repetitions.
+        tuning: the learning-rate search; without, rows train at the recipe's rate.
         splits: ``dataset/split`` to evaluate; empty means all but ``train``.
         set: flat deltas, ``block.key: value``.
         bootstrap_resamples: resamples of the image-clustered intervals.
@@ -339,7 +361,8 @@ class StudyConfig(Strict):
     training: str
     protocol: str
     rows: tuple[Row, ...]
-    seeds: tuple[int, ...] = (0,)
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    tuning: TuningConfig | None = None
     splits: tuple[str, ...] = ()
     set: dict[str, Any] = {}
     bootstrap_resamples: int = 2000
@@ -368,11 +391,18 @@ class RunConfig(Strict):
     training: TrainingConfig
     protocol: ProtocolConfig
     splits: tuple[str, ...]
+    held_out_images: int = 0
+
+    @property
+    def row(self) -> str:
+        """``projector.variant.budget``: what its repetitions share."""
+        return f"{self.projector}.{self.variant}.{self.budget or 'auto'}"
 
     @property
     def id(self) -> str:
-        """``projector.variant.budget.sSEED``."""
-        return f"{self.projector}.{self.variant}.{self.budget or 'auto'}.s{self.seed}"
+        """``projector.variant.budget.sSEED``; a trial of the learning-rate search also says its rate."""
+        trial = f"-lr{self.training.learning_rate:g}" if self.held_out_images else ""
+        return f"{self.row}.s{self.seed}{trial}"
 
 
 def _parts_dir(root: Path) -> Path:
@@ -458,9 +488,12 @@ def load_study(raw: Mapping[str, Any]) -> StudyConfig:
     if root is not None:
         values["set"] = {**values.get("set", {}), "data.root": str(root)}
     try:
-        return StudyConfig.model_validate(values)
+        study = StudyConfig.model_validate(values)
     except ValidationError as error:
         raise _explain(error, "config") from error
+    if study.effort == "quick":
+        study = study.model_copy(update={"seeds": study.seeds[:1], "tuning": None})
+    return study
 
 
 def _check_row(row: Row, study: StudyConfig) -> Any:
@@ -480,6 +513,27 @@ def _check_row(row: Row, study: StudyConfig) -> Any:
                 f"config: rows: '{row.name}' acts on a finished run; 'of' must name one of {', '.join(names)}"
             )
     return info
+
+
+def _budgets(row: Row, effort: str) -> tuple[Budget, ...]:
+    """The budgets of a row, one a row of the table."""
+    budgets = row.budget if isinstance(row.budget, tuple) else (row.budget,)
+    return budgets if effort == "quick" else (*budgets, *row.full_budgets)
+
+
+def _tokens(budget: Budget, vision: Mapping[str, Any], name: str) -> int | None:
+    """A budget as a number of tokens.
+
+    Raises:
+        ConfigError: the share of the patches is no whole number.
+    """
+    if not isinstance(budget, str):
+        return budget
+    patches = (int(vision["image_size"]) // int(vision["patch_size"])) ** 2
+    share = int(budget.removeprefix("1/"))
+    if patches % share:
+        raise ConfigError(f"config: rows: {name}: {budget} of {patches} patches is no whole number")
+    return patches // share
 
 
 def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]:
@@ -503,7 +557,8 @@ def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]
     for key, value in study.set.items():
         _apply(base, key, value, root, "config: set")
     runs: list[RunConfig] = []
-    for row in study.rows:
+    pairs = [(each, budget) for each in study.rows for budget in _budgets(each, study.effort)]
+    for row, budget in pairs:
         info = _check_row(row, study)
         blocks: dict[str, Any] = copy.deepcopy(base)
         if info.superpixel_source:
@@ -515,6 +570,11 @@ def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]
             blocks["data"]["root"] = os.path.expandvars(blocks["data"]["root"])
         if not {"superpixels"} & set(info.needs):
             blocks["superpixels"] = None
+        if study.tuning is not None and any(key.startswith("training.learning_rate") for key in row.set):
+            raise ConfigError(
+                f"config: rows: {row.name}: `tuning` finds the learning rate; leave it out of `set`"
+            )
+        tokens = _tokens(budget, blocks["models"]["vision"], row.name)
         for seed in study.seeds:
             values = {
                 **blocks,
@@ -522,7 +582,7 @@ def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]
                 "projector": row.label or info.name,
                 "source": row.name,
                 "variant": row.variant,
-                "budget": row.budget,
+                "budget": tokens,
                 "seed": seed,
                 "kind": info.kind,
                 "acts_on": info.acts_on,

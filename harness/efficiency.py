@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from harness.assembly import RunData, build_model, load_stage
 from harness.config import RunConfig
+from harness.encoding import encoder_hook
 from harness.files import write_json
 from harness.images import read_rgb
 from harness.models.ris import RISModel
@@ -149,6 +150,7 @@ def _measure_encoders(plan: Plan, row: _Row) -> None:
     device = next(row.model.parameters()).device
     vision = load_vision(run.models.vision, plan.model_source(run, "vision")).to(device)
     sam = load_sam(plan.model_source(run, "sam"), run.models.sam.kind, run.models.sam.sha256).to(device)
+    hook = encoder_hook(run) if "encoder_tokens" in run.needs else None
     source = build_source(plan, run, data.tables) if run.superpixels is not None else None
     for batch, groups in row.groups.items():
         if batch == -1:
@@ -159,7 +161,7 @@ def _measure_encoders(plan: Plan, row: _Row) -> None:
         squares = torch.stack([sam_input(a, sam) for a in arrays])
         embeddings = sam.image_encoder(squares)
         works: dict[str, Callable[[], object]] = {
-            "vision": partial(vision, pixels),
+            "vision": partial(vision.encoder_tokens, pixels, hook) if hook else partial(vision, pixels),
             "sam_encode": partial(sam.image_encoder, squares),
         }
         if source is not None:
@@ -215,7 +217,9 @@ def efficiency_stage(plan: Plan, out_path: Path) -> None:
     # Whatever is common to rows is measured once and written for each of them.
     measured: dict[str, _Row] = {}
     for row in tqdm(rows, desc="time encoders and superpixels", mininterval=5):
-        key = f"{plan.feature_key(row.run, 'patches')}/{plan.superpixel_key(row.run)}"
+        hooked = "encoder_tokens" in row.run.needs
+        encoder = plan.feature_key(row.run, "encoder_tokens" if hooked else "patches")
+        key = f"{encoder}/{plan.superpixel_key(row.run)}"
         if key in measured:
             for name in ("samples", "flops"):
                 getattr(row, name).update(getattr(measured[key], name))
@@ -229,7 +233,7 @@ def efficiency_stage(plan: Plan, out_path: Path) -> None:
     for row in rows:
         timings += _timing_rows(row, rates, device)
         learned = sum(p.numel() for p in row.model.projector.parameters())
-        parameters.append({**_name(row.run), "parameters": learned})
+        parameters.append({**_name(row.run), "parameters": learned, "layer_tokens": _layer_tokens(row)})
     reference = next((r for r in rows if r.run.projector == plan.study.reference_row), None)
     for row in rows:
         values: dict[str, float | None] = {"speedup_infer": None, "speedup_train": None}
@@ -238,6 +242,17 @@ def efficiency_stage(plan: Plan, out_path: Path) -> None:
             values["speedup_train"] = _median(reference, "train_step", -1) / _median(row, "train_step", -1)
         relative.append({**_name(row.run), **{k: _round(v) for k, v in values.items()}})
     write_json(out_path, {"rows": timings, "parameters": parameters, "relative": relative})
+
+
+@torch.no_grad()
+def _layer_tokens(row: _Row) -> float | None:
+    """Visual tokens a layer of the language model, where they are not the same in all of them."""
+    row.model.eval()
+    if row.model.projector.llm_hook() is None:
+        return None
+    ids = [int(g["image_id"].iloc[0]) for g in row.groups[-1]]
+    visual = row.model.visual_tokens(row.data.features(ids, next(row.model.parameters()).device))
+    return float(np.mean([row.model.layer_tokens(count) for count in visual.lengths.tolist()]))
 
 
 def _name(run: RunConfig) -> dict[str, str]:

@@ -9,10 +9,25 @@ import torch
 from torch import Tensor
 
 from harness.config import RunConfig
+from harness.discovery import load_projector
 from harness.models.sam import load_sam, sam_input
 from harness.models.vision import load_vision
+from harness.projector import EncoderHook
 
-__all__ = ["ImageEncoder"]
+__all__ = ["ImageEncoder", "encoder_hook"]
+
+
+def encoder_hook(run: RunConfig) -> EncoderHook:
+    """What a run's projector does inside the encoder.
+
+    Raises:
+        ValueError: its projector needs ``encoder_tokens`` and gives no hook.
+    """
+    projector = load_projector(run.source)
+    hook = projector.encoder_hook(run.models.vision.grid, run.budget, projector.Config(**run.config))
+    if hook is None:
+        raise ValueError(f"{run.source} needs encoder_tokens and has no encoder_hook to make them")
+    return hook
 
 
 class ImageEncoder:
@@ -26,13 +41,14 @@ class ImageEncoder:
         """Load the encoder.
 
         Args:
-            item: ``patches``, ``levels``, ``cls_attention``, ``keys`` or ``sam``.
-            run: a run that uses the item (for its model options).
+            item: ``patches``, ``levels``, ``cls_attention``, ``keys``, ``encoder_tokens`` or ``sam``.
+            run: a run that uses the item (for its model options, and its projector's hook).
             model: folder, checkpoint or name of the encoder.
         """
         self.item, self.options = item, run.models
         self.dtype: torch.dtype = getattr(torch, run.models.features.dtype)
         self._compute: torch.dtype = getattr(torch, run.models.features.compute)
+        self._hook = encoder_hook(run) if item == "encoder_tokens" else None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if item == "sam":
             self._sam = load_sam(model, run.models.sam.kind, run.models.sam.sha256).to(self.device)
@@ -53,6 +69,8 @@ class ImageEncoder:
         if self.item == "sam":
             return self._sam.image_encoder(sam_input(image, self._sam)[None])
         pixels = self._vision.preprocess(image)[None]
+        if self._hook is not None:
+            return self._vision.encoder_tokens(pixels, self._hook)
         out = self._vision(pixels, attention=self.item in ("cls_attention", "keys"))
         if self.item == "levels":
             value = torch.stack(out.levels, 1) if out.levels else None

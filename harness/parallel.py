@@ -120,7 +120,7 @@ def _main(config: str, run: str, stage: str) -> None:
     from harness.training import train_stage
 
     plan = Plan.load(config)
-    train_stage(plan, plan.runs[run], int(stage))
+    train_stage(plan, plan.tuned(plan.trainable[run]), int(stage))
     if distributed.is_initialized():
         distributed.destroy_process_group()
 

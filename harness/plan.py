@@ -32,12 +32,14 @@ class Plan:
     Attributes:
         study: the checked study.
         runs: every run by id.
+        trials: runs of the learning-rate search by row, by id; empty without a search.
     """
 
     def __init__(self, study: StudyConfig, runs: list[RunConfig]):
         """From a checked study and its resolved runs (see :meth:`from_raw`, :meth:`load`)."""
         self.study = study
         self.runs = {run.id: run for run in runs}
+        self.trials = self._trials()
 
     @classmethod
     def from_raw(cls, raw: Mapping[str, Any], root: Path | str = ".") -> Plan:
@@ -64,6 +66,53 @@ class Plan:
     def save(self, path: Path | str) -> None:
         """Write the resolved study, atomically."""
         write_json(path, self.as_json())
+
+    def _trials(self) -> dict[str, dict[str, RunConfig]]:
+        tuning = self.study.tuning
+        if tuning is None:
+            return {}
+        out: dict[str, dict[str, RunConfig]] = {}
+        for run in self.trained:
+            if run.seed != self.study.seeds[0]:
+                continue
+            steps = {
+                name: max(1, round(tuning.steps * getattr(run.training, name)))
+                for name in ("stage1_steps", "stage2_steps")
+            }
+            trials = [
+                run.model_copy(
+                    update={
+                        "held_out_images": tuning.held_out_images,
+                        "training": run.training.model_copy(update={**steps, "learning_rate": rate}),
+                    }
+                )
+                for rate in (float(f"{f * run.training.learning_rate:.3g}") for f in tuning.factors)
+            ]
+            out[run.row] = {trial.id: trial for trial in trials}
+        return out
+
+    def trial(self, row: str) -> RunConfig:
+        """A trial of a row's search; all of them read the same files."""
+        return next(iter(self.trials[row].values()))
+
+    @cached_property
+    def trainable(self) -> dict[str, RunConfig]:
+        """Every run that is trained, trials of the learning-rate search included, by id."""
+        trials = {id_: trial for row in self.trials.values() for id_, trial in row.items()}
+        return {**self.runs, **trials}
+
+    def learning_rate(self, run: RunConfig) -> float:
+        """What a run is trained at: the rate that its row's search chose, or the recipe's."""
+        if run.row not in self.trials:
+            return run.training.learning_rate
+        return float(read_json(self.choice_file(run.row))["learning_rate"])
+
+    def tuned(self, run: RunConfig) -> RunConfig:
+        """The run at its :meth:`learning_rate`; a trial as it stands."""
+        if run.held_out_images:
+            return run
+        rate = {"learning_rate": self.learning_rate(run)}
+        return run.model_copy(update={"training": run.training.model_copy(update=rate)})
 
     # --- folders ---------------------------------------------------------------------------------
 
@@ -155,20 +204,24 @@ class Plan:
         return None if spec is None else f"{spec['source']}-{digest(spec)}"
 
     def feature_spec(self, run: RunConfig, item: str) -> dict[str, Any]:
-        """What one cached array depends on: ``patches``, ``levels``, ``cls_attention``, ``keys``, ``sam``."""
+        """What one cached array depends on; ``item`` is one of :meth:`feature_items`."""
         features = run.models.features
         cached = {"dtype": features.dtype, "compute": features.compute, "gb": features.budget_gb.get(item)}
         common = {"item": item, "data": self.data_key(run), **cached}
         if item == "sam":
             return {**common, "model": self.model_key(run, "sam")}
         vision = run.models.vision
-        return {
+        spec: dict[str, Any] = {
             **common,
             "model": self.model_key(run, "vision"),
             "layer": vision.layer,
             "levels": list(vision.levels) if item == "levels" else None,
             "image_size": vision.image_size,
         }
+        if item == "encoder_tokens":
+            # What the encoder gives under a hook is the projector's own: nobody else reads it.
+            spec["hook"] = {"source": run.source, "config": run.config, "budget": run.budget}
+        return spec
 
     def feature_key(self, run: RunConfig, item: str) -> str:
         """Key of one cached array."""
@@ -176,7 +229,7 @@ class Plan:
 
     def feature_items(self, run: RunConfig) -> tuple[str, ...]:
         """The arrays that a run reads."""
-        extras = tuple(n for n in ("levels", "cls_attention", "keys") if n in run.needs)
+        extras = tuple(n for n in ("levels", "cls_attention", "keys", "encoder_tokens") if n in run.needs)
         return ("patches", "sam", *extras)
 
     # --- who needs what --------------------------------------------------------------------------
@@ -208,7 +261,7 @@ class Plan:
 
     def train_priority(self, run_id: str) -> float:
         """30 to 60, the run with the most visual tokens first, so that no long job is left to the end."""
-        run = self.runs[run_id]
+        run = self.trainable[run_id]
         height, width = run.models.vision.grid
         adaptive = run.budget is None and run.superpixels is not None
         share = 0.25 if adaptive else (run.budget or height * width) / (height * width)
@@ -330,6 +383,14 @@ class Plan:
     def score_file(self, run_id: str) -> Path:
         """A run's scores, one row an expression."""
         return self.study_dir / "scores" / f"{run_id}.parquet"
+
+    def choice_file(self, row: str) -> Path:
+        """What the learning-rate search of a row found."""
+        return self.study_dir / "tuning" / f"{row}.json"
+
+    def choices(self, run: RunConfig) -> list[Path]:
+        """The choice that a run waits for: none without a search, and none for a trial of it."""
+        return [self.choice_file(run.row)] if run.row in self.trials and not run.held_out_images else []
 
     @property
     def efficiency_file(self) -> Path:

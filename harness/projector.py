@@ -15,7 +15,16 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-__all__ = ["ImageFeatures", "Interface", "Projector", "ProjectorConfig", "Superpixels", "VisualTokens"]
+__all__ = [
+    "EncoderHook",
+    "ImageFeatures",
+    "Interface",
+    "LanguageHook",
+    "Projector",
+    "ProjectorConfig",
+    "Superpixels",
+    "VisualTokens",
+]
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,8 @@ class ImageFeatures:
         cls_attention: ``[b, n]`` attention of the class token to the patches, summed over heads.
         keys: ``[b, n, d]`` attention keys of the selected layer.
         superpixels: ragged superpixels, for projectors that need ``superpixels``.
+        encoder_tokens: ``[b, k, d]`` what the encoder gives under the projector's own encoder hook, for
+            projectors that need ``encoder_tokens``; they stand on no grid.
     """
 
     patches: Tensor
@@ -80,6 +91,7 @@ class ImageFeatures:
     cls_attention: Tensor | None = None
     keys: Tensor | None = None
     superpixels: Superpixels | None = None
+    encoder_tokens: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse a grid that does not hold the patches."""
@@ -155,6 +167,64 @@ class Interface:
         return self.grid[0] * self.grid[1]
 
 
+class EncoderHook:
+    """What a method does inside the frozen vision encoder, between attention and MLP of each block.
+
+    A hook keeps no state between calls: the host carries the sizes from block to block. Leading class
+    and register tokens stay with the host; a hook sees the patches alone.
+    """
+
+    def attention_bias(self, sizes: Tensor) -> Tensor | None:
+        """``[b, k]`` added to the attention logits of each key.
+
+        Args:
+            sizes: ``[b, k]`` patches that each token stands for.
+        """
+        return None
+
+    def between(
+        self, tokens: Tensor, keys: Tensor, sizes: Tensor, *, block: int, blocks: int
+    ) -> tuple[Tensor, Tensor]:
+        """Merge or drop tokens after the attention of a block; the same number for every image.
+
+        Args:
+            tokens: ``[b, k, d]``, the residual stream.
+            keys: ``[b, heads, k, d / heads]`` of this block's attention.
+            sizes: ``[b, k]`` patches that each token stands for.
+            block: which block, from 0.
+            blocks: how many blocks run up to the selected layer.
+
+        Returns:
+            tokens ``[b, k', d]`` and their sizes ``[b, k']``.
+        """
+        raise NotImplementedError
+
+
+class LanguageHook:
+    """What a method drops inside the language model: visual tokens, after its first ``layer`` layers.
+
+    Every expression drops its own. Positions of the tokens that stay are unchanged.
+
+    Attributes:
+        layer: how many layers see all visual tokens; at least 1.
+    """
+
+    layer: int
+
+    def kept(self, count: int) -> int:
+        """How many of ``count`` visual tokens the later layers see."""
+        raise NotImplementedError
+
+    def keep(self, attention: Tensor) -> Tensor:
+        """Which of an image's visual tokens stay for one expression: ``kept`` indices, ascending.
+
+        Args:
+            attention: ``[n]`` of the question's last token to the visual tokens, in the last layer that
+                sees all of them, averaged over heads.
+        """
+        raise NotImplementedError
+
+
 class ProjectorConfig(BaseModel):
     """Base of every projector's own options: unknown keys are refused."""
 
@@ -172,7 +242,8 @@ class Projector(nn.Module):
         reference: paper or repository the architecture is taken from.
         licence: licence of the reference code (read, never copied).
         budgets: token counts of its publication on a 24x24 grid; empty where it adapts.
-        needs: what it reads beyond ``patches``: ``levels``, ``cls_attention``, ``keys``, ``superpixels``.
+        needs: what it reads beyond ``patches``: ``levels``, ``cls_attention``, ``keys``, ``superpixels``,
+            ``encoder_tokens``.
         superpixel_source: a fixed superpixel source (a part's name), or ``None`` for the study's own.
     """
 
@@ -198,6 +269,21 @@ class Projector(nn.Module):
     def skip(cls, interface: Interface, config: ProjectorConfig) -> tuple[bool, str]:
         """Whether this combination cannot be run, and why, in words for the table."""
         return False, ""
+
+    @classmethod
+    def encoder_hook(
+        cls, grid: tuple[int, int], budget: int | None, config: ProjectorConfig
+    ) -> EncoderHook | None:
+        """What this projector does inside the vision encoder; goes with ``encoder_tokens`` in ``needs``.
+
+        The hooked encoder is as frozen as the plain one, so its output is cached all the same, under a
+        key of its own.
+        """
+        return None
+
+    def llm_hook(self) -> LanguageHook | None:
+        """What this projector drops inside the language model; may hang on ``self.training``."""
+        return None
 
     def trainable_in_stage(self, stage: int) -> list[str]:
         """Prefixes of the parameters trained in ``stage`` (1 or 2); all of them unless overridden.

@@ -28,6 +28,7 @@ StageName = Literal[
     "features",
     "superpixels",
     "train",
+    "tune",
     "predict",
     "score",
     "efficiency",
@@ -88,6 +89,12 @@ def _train(plan: Plan, run: RunConfig, stage: int) -> None:
         train_stage(plan, run, stage)
 
 
+def _tune(plan: Plan, row: str) -> None:
+    from harness.tuning import tune_stage
+
+    tune_stage(plan, row)
+
+
 def _predict(plan: Plan, run: RunConfig) -> None:
     from harness.prediction import predict_stage
 
@@ -116,6 +123,7 @@ def _tables(plan: Plan) -> None:
         {run.id: plan.prepared_dir(run) for run in plan.runs.values()},
         plan.tables_dir,
         ReportContext.from_study(plan.as_json()),
+        {run.row: plan.learning_rate(run) for run in plan.trained},
     )
 
 
@@ -186,7 +194,7 @@ def run_stage(
         name: the stage.
         config: the resolved study, ``results/<study>/config.json``.
         key: the shared artefact, for prepare, pretrain, features and superpixels.
-        run: the run's id, for train, predict and score.
+        run: the run's id, for train, predict and score; the row, for tune.
         stage: 1 or 2, for train.
 
     Raises:
@@ -206,15 +214,19 @@ def run_stage(
         else:
             if run is None:
                 raise ConfigError(f"stage {name} needs --run")
-            if run not in plan.runs:
-                raise ConfigError(f"{config} has no run '{run}'{nearest(run, list(plan.runs))}")
-            _set_threads(plan.threads(plan.runs[run]))
-            if name == "train":
+            known = list(plan.trials if name == "tune" else plan.trainable if name == "train" else plan.runs)
+            if run not in known:
+                raise ConfigError(f"{config} has no run '{run}'{nearest(run, known)}")
+            first = plan.trial(run) if name == "tune" else plan.trainable[run]
+            _set_threads(plan.threads(first))
+            if name == "tune":
+                _tune(plan, run)
+            elif name == "train":
                 if stage not in (1, 2):
                     raise ConfigError("stage train needs --stage 1 or --stage 2")
-                _train(plan, plan.runs[run], stage)
+                _train(plan, plan.tuned(first), stage)
             else:
-                _RUN[name](plan, plan.runs[run])
+                _RUN[name](plan, first)
 
 
 def _set_threads(count: int) -> None:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from harness.assembly import RunData, build_model, load_stage
 from harness.config import RunConfig, TrainingConfig
 from harness.files import atomic_path
+from harness.held_out import without_held_out
 from harness.models.ris import RISModel
 from harness.parallel import Workers
 from harness.plan import Plan
@@ -245,7 +246,7 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
     )
     checkpoint = _Checkpoint(plan.work_dir(run), stage)
     first = checkpoint.load(model, optimizer, names)
-    sampler = Sampler(data.expressions, config, run.seed)
+    sampler = Sampler(without_held_out(data.expressions, run.held_out_images), config, run.seed)
     if stage == 1 and first == 0 and run.models.start is None:
         with torch.no_grad():
             model.start_seg_head(_first_states(model, data, sampler))

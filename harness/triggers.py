@@ -6,6 +6,7 @@ Snakemake does not see a change in an imported package; each rule carries one of
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from harness.codehash import code_hash
@@ -28,6 +29,7 @@ __all__ = [
     "score_trigger",
     "superpixel_trigger",
     "train_trigger",
+    "tune_trigger",
 ]
 
 # What a run is called in tables, and where it is evaluated, changes no weight.
@@ -38,7 +40,13 @@ _HOW_OFTEN = ("log_every", "checkpoint_every")
 
 def projector_code(run: RunConfig) -> str:
     """Hash of a run's projector and of what it imports of this project."""
-    info = get_projector(run.source)
+    return _source_code(run.source)
+
+
+@cache
+def _source_code(source: str) -> str:
+    # Once a process: finding a projector looks through folders, and a plan asks for hundreds of jobs.
+    info = get_projector(source)
     return code_hash(info.module if info.module is not None else info.path)
 
 
@@ -70,8 +78,10 @@ def superpixel_trigger(plan: Plan, key: str) -> str:
 
 
 def feature_trigger(plan: Plan, key: str) -> str:
-    """The encoder, the layer and the image size, and how features are cached."""
-    return digest([plan.feature_spec(plan.owner(key), part_of(key)), code_hash("harness.features")])
+    """The encoder, the layer and the image size, and how features are cached; a hook's own code."""
+    run, item = plan.owner(key), part_of(key)
+    hook = [projector_code(run)] if item == "encoder_tokens" else []
+    return digest([plan.feature_spec(run, item), code_hash("harness.features"), *hook])
 
 
 def train_trigger(plan: Plan, run: RunConfig, stage: int) -> str:
@@ -86,6 +96,16 @@ def train_trigger(plan: Plan, run: RunConfig, stage: int) -> str:
     skip = (*_HOW_OFTEN, "stage2_steps") if stage == 1 else _HOW_OFTEN
     values["training"] = _without(values["training"], *skip)
     return digest([values, projector_code(run), code_hash("harness.training")])
+
+
+def tune_trigger(plan: Plan, row: str) -> str:
+    """The search and how its trials are compared; the trials themselves come as files."""
+    trial = plan.trial(row)
+    rates = [each.training.learning_rate for each in plan.trials[row].values()]
+    threshold = trial.protocol.threshold
+    return digest(
+        [rates, trial.held_out_images, threshold, projector_code(trial), code_hash("harness.tuning")]
+    )
 
 
 def checkpoint_trigger(plan: Plan, run: RunConfig) -> str:

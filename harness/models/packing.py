@@ -43,6 +43,9 @@ class PackedBatch:
         target_row, target_column: ``[t]`` positions whose next token is an answer token.
         target_ids: ``[t]`` that next token.
         image_index: ``[m]`` image of each expression.
+        question_column: ``[m]`` the last token of each expression's question.
+        branch: ``[b, L]`` 0 in the prefix, the expression's number in its image behind it, -1 in padding.
+        is_visual: ``[b, L]`` bool.
     """
 
     embeddings: Tensor
@@ -54,6 +57,9 @@ class PackedBatch:
     target_column: Tensor
     target_ids: Tensor
     image_index: Tensor
+    question_column: Tensor
+    branch: Tensor
+    is_visual: Tensor
 
 
 def pack(
@@ -88,7 +94,7 @@ def pack(
     positions = torch.zeros(b, longest, dtype=torch.long)
     branch = torch.full((b, longest), -1, dtype=torch.long)
     is_visual = torch.zeros(b, longest, dtype=torch.bool)
-    seg: list[tuple[int, int]] = []
+    seg: list[tuple[int, int, int]] = []
     targets: list[tuple[int, int, int]] = []
     for row, group in enumerate(branches):
         ids[row, : len(before)] = torch.tensor(list(before), dtype=torch.long)
@@ -104,7 +110,7 @@ def pack(
             found = [i for i, token in enumerate(item.ids) if token == seg_id]
             if len(found) != 1:
                 raise ValueError(f"an answer must hold [SEG] once, found {len(found)} in {list(item.ids)}")
-            seg.append((row, start + found[0]))
+            seg.append((row, start + found[0], start + item.question_length - 1))
             answer = range(item.question_length, len(item.ids))
             targets += [(row, start + offset - 1, item.ids[offset]) for offset in answer]
             start = stop
@@ -118,7 +124,7 @@ def pack(
     mask = mask.to(device)
     if bidirectional:
         mask = mask | (is_visual[:, None, :] & is_visual[:, :, None])
-    rows, columns = torch.tensor(seg, device=device).T
+    rows, columns, questions = torch.tensor(seg, device=device).T
     target = torch.tensor(targets, device=device).T
     return PackedBatch(
         embeddings=embeddings,
@@ -130,4 +136,7 @@ def pack(
         target_column=target[1],
         target_ids=target[2],
         image_index=rows,
+        question_column=questions,
+        branch=branch.to(device),
+        is_visual=is_visual,
     )

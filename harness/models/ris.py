@@ -8,7 +8,7 @@ projector holds back (SSPE).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -21,6 +21,7 @@ from harness.config import LanguageConfig, TrainingConfig
 from harness.models.language import SEG, Template, add_lora
 from harness.models.losses import bce_loss, dice_loss
 from harness.models.packing import Branch, PackedBatch, pack
+from harness.models.pruning import layer_mean, pruned_hidden
 from harness.models.sam import decode_masks
 from harness.projector import ImageFeatures, Projector, VisualTokens
 
@@ -201,7 +202,10 @@ class RISModel(nn.Module):
 
     @_in_compute_dtype
     def hidden(self, packed: PackedBatch) -> Tensor:
-        """``[b, L, H]`` last hidden states."""
+        """``[b, L, H]`` last hidden states; under a projector's ``llm_hook`` of the expressions alone."""
+        if (hook := self.projector.llm_hook()) is not None:
+            packed = replace(packed, embeddings=packed.embeddings.to(self.compute))
+            return pruned_hidden(self.language.get_decoder(), packed, hook)
         out = self.language.get_decoder()(
             inputs_embeds=packed.embeddings.to(self.compute),
             attention_mask=packed.mask,
@@ -209,6 +213,10 @@ class RISModel(nn.Module):
             use_cache=False,
         )
         return out.last_hidden_state
+
+    def layer_tokens(self, count: int) -> float:
+        """Visual tokens averaged over the language model's layers, of ``count`` at its input."""
+        return layer_mean(self.projector.llm_hook(), count, self.language.config.num_hidden_layers)
 
     @_in_compute_dtype
     def seg_prompts(self, hidden: Tensor, packed: PackedBatch) -> Tensor:

@@ -14,8 +14,9 @@ from transformers import MODEL_MAPPING, AutoConfig
 from transformers.image_processing_base import ImageProcessingMixin
 
 from harness.config import VisionConfig
+from harness.models.encoder_hooks import hooked_blocks
 from harness.models.loading import load_strictly
-from harness.projector import ImageFeatures
+from harness.projector import EncoderHook, ImageFeatures
 
 __all__ = ["VisionEncoder", "load_vision"]
 
@@ -78,6 +79,22 @@ class VisionEncoder(nn.Module):
         return (pixels.to(self.mean.device) - self.mean) / self.std
 
     @torch.no_grad()
+    def encoder_tokens(self, pixels: Tensor, hook: EncoderHook) -> Tensor:
+        """``[b, k, d]`` what the selected layer gives of ``[b, 3, S, S]`` under ``hook``, patches alone."""
+        height, width = self.options.grid
+        layers, layer = self._layers(), self.options.layer
+        blocks = layer if layer >= 0 else len(layers) + 1 + layer
+        heads = int(self.model.config.num_attention_heads)
+        with hooked_blocks(layers, hook, patches=height * width, heads=heads, blocks=blocks) as walk:
+            selected = self._selected(self._run(pixels))
+        assert walk.sizes is not None
+        return selected[:, selected.shape[1] - walk.sizes.shape[1] :]
+
+    def _selected(self, out: Any) -> Tensor:
+        # The last hidden state is taken after the final norm where the class gives it so.
+        return out.last_hidden_state if self.options.layer == -1 else out.hidden_states[self.options.layer]
+
+    @torch.no_grad()
     def forward(self, pixels: Tensor, *, attention: bool = False) -> ImageFeatures:
         """Encode ``[b, 3, S, S]``.
 
@@ -102,14 +119,11 @@ class VisionEncoder(nn.Module):
                 )
             return state[:, state.shape[1] - count :]
 
-        last = self.options.layer == -1
-        # The last hidden state is taken after the final norm where the class gives it so.
-        selected = out.last_hidden_state if last else out.hidden_states[self.options.layer]
         extras: dict[str, Any] = {}
         if attention:
             extras = self._attention(recorded, count)
         return ImageFeatures(
-            patches=patches(selected),
+            patches=patches(self._selected(out)),
             grid=grid,
             levels=tuple(patches(out.hidden_states[i]) for i in self.options.levels),
             **extras,

@@ -59,6 +59,7 @@ class ReportContext(_Strict):
         reference: the projector that speed-ups are relative to.
         skipped: combinations that were not run.
         resamples: bootstrap resamples.
+        tuning: the grid of the learning-rate search, in factors of the recipe's; empty where there was none.
         published: folder of published numbers to print apart; never beside synthetic data.
     """
 
@@ -72,6 +73,7 @@ class ReportContext(_Strict):
     reference: str | None = None
     skipped: tuple[Skipped, ...] = ()
     resamples: int = 2000
+    tuning: tuple[float, ...] = ()
     published: str | None = None
 
     @classmethod
@@ -94,6 +96,7 @@ class ReportContext(_Strict):
             "controls": tuple(n for n in names if n in controls),
             "reference": study.get("reference_row"),
             "resamples": study.get("bootstrap_resamples", 2000),
+            "tuning": tuple((study.get("tuning") or {}).get("factors", ())),
             **more,
         }
         return cls.checked(values)
@@ -138,6 +141,7 @@ class _Parameters(_Strict):
     variant: str
     budget: str
     parameters: int
+    layer_tokens: float | None = None
 
 
 class _Relative(_Strict):

@@ -123,6 +123,14 @@ def _mean_column(
     return out
 
 
+def _layer_tokens(main: pd.DataFrame) -> dict[tuple, str]:
+    """What follows the count at the input where later layers of the language model see fewer."""
+    if "layer_tokens" not in main:
+        return {}
+    heads = main.drop_duplicates(list(ROW_KEY)).dropna(subset=["layer_tokens"])
+    return {key: f", {v:.1f} over layers" for key, v in zip(_keys(heads), heads["layer_tokens"], strict=True)}
+
+
 def group_of(projector: str, budget: str, context: ReportContext) -> str:
     """The group of the table that a row stands in."""
     if projector in context.controls:
@@ -134,8 +142,11 @@ def _wide(main: pd.DataFrame, overall: pd.DataFrame, context: ReportContext, sty
     """All text: index ``(group, label)``, columns ``(upper, lower)``."""
     ranked = _rankable(main, context)
     columns: dict[tuple[str, str], dict[tuple, str]] = {}
+    inside = _layer_tokens(main)
     columns["tokens", "mean [p5, p95]"] = {
-        key: style.dash if pd.isna(mean) or mean == 0 else f"{mean:.1f} [{low:.0f}, {high:.0f}]"
+        key: style.dash
+        if pd.isna(mean) or mean == 0
+        else f"{mean:.1f} [{low:.0f}, {high:.0f}]{inside.get(key, '')}"
         for key, mean, low, high in zip(
             _keys(overall), overall["tokens_mean"], overall["tokens_p5"], overall["tokens_p95"], strict=True
         )
@@ -150,6 +161,11 @@ def _wide(main: pd.DataFrame, overall: pd.DataFrame, context: ReportContext, sty
         columns["speed-up", title] = dict(zip(_keys(heads), texts, strict=True))
     counts = [style.dash if pd.isna(v) else _count(v) for v in heads["parameters"]]
     columns["parameters", "trained"] = dict(zip(_keys(heads), counts, strict=True))
+    if "learning_rate" in heads:
+        rates = [style.dash if pd.isna(v) else f"{v:g}" for v in heads["learning_rate"]]
+        columns["learning rate", "searched" if context.tuning else "fixed"] = dict(
+            zip(_keys(heads), rates, strict=True)
+        )
 
     def place(key: tuple) -> tuple[int, float]:
         group = group_of(key[0], key[2], context)
@@ -184,6 +200,11 @@ def caption(main: pd.DataFrame, context: ReportContext) -> str:
     parts.append("gIoU (cIoU) in percent; tokens as measured at the language model's input.")
     if context.effort == "quick":
         parts.append("Effort: quick (short schedule; not the study's full grid).")
+    if context.tuning:
+        grid = ", ".join(f"{factor:g}" for factor in context.tuning)
+        parts.append(
+            f"Learning rates: {grid} times the recipe's, chosen by gIoU on held-out images of train."
+        )
     many = f"mean of {' or '.join(map(str, seeds))} seeds, sd in main.csv" if seeds != [1] else "one seed"
     parts.append(f"{many[0].upper()}{many[1:]}.")
     half = ((main["giou_high"] - main["giou_low"]) / 2).dropna()
@@ -230,7 +251,7 @@ def main_markdown(
         context: captions, controls and order.
         notes: further footnotes.
     """
-    lines = [f"# {context.title or context.study}", ""]
+    lines = [f"# {context.title or context.study}{' (quick)' if context.effort == 'quick' else ''}", ""]
     for protocol, part in main.groupby("protocol", sort=True):
         frame = _wide(part, overall[overall["protocol"].eq(protocol)], context, _MARKDOWN)
         heads = ["projector", *(" ".join(h) for h in frame.columns)]

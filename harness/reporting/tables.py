@@ -34,19 +34,40 @@ from harness.reporting.render import adaptivity_notes, main_markdown, main_tex
 
 __all__ = ["MAIN_COLUMNS", "TABLE_FILES", "main_table", "object_counts", "prepared_of", "tables_stage"]
 
-MAIN_COLUMNS = (*SCORES_COLUMNS, "speedup_infer", "speedup_train", "parameters")
+MAIN_COLUMNS = (
+    *SCORES_COLUMNS,
+    "speedup_infer",
+    "speedup_train",
+    "parameters",
+    "layer_tokens",
+    "learning_rate",
+)
 TABLE_FILES = (
     *("scores.csv", "overall.csv", "differences.csv", "phenomena.csv", "tokens.csv", "efficiency.csv"),
     *("main.csv", "main.md", "main.tex", "context.json"),
 )
 
 
-def main_table(scores: pd.DataFrame, relative: pd.DataFrame, parameters: pd.DataFrame) -> pd.DataFrame:
-    """``scores.csv`` joined with speed-ups and trainable parameters; empty where they were not measured."""
+def main_table(
+    scores: pd.DataFrame,
+    relative: pd.DataFrame,
+    parameters: pd.DataFrame,
+    learning_rates: Mapping[str, float] | None = None,
+) -> pd.DataFrame:
+    """``scores.csv`` joined with what else is known of a row; empty where it was not measured.
+
+    Args:
+        scores: the frame of ``scores.csv``.
+        relative: speed-ups.
+        parameters: trainable parameters, and visual tokens a layer where a row drops some on the way.
+        learning_rates: by ``projector.variant.budget``.
+    """
     key = list(ROW_KEY)
     out = scores.merge(relative, on=key, how="left", validate="many_to_one")
     out = out.merge(parameters, on=key, how="left", validate="many_to_one")
     out["parameters"] = out["parameters"].astype("Int64")
+    names = out[key].agg(".".join, axis=1)
+    out["learning_rate"] = names.map(dict(learning_rates or {})).astype(float)
     return out[list(MAIN_COLUMNS)]
 
 
@@ -90,6 +111,7 @@ def tables_stage(
     prepared_dir: Path | str | Mapping[str, Path | str],
     out_dir: Path | str,
     context: ReportContext | Mapping[str, Any],
+    learning_rates: Mapping[str, float] | None = None,
 ) -> None:
     """Write every table of a study (``TABLE_FILES``); what the workflow calls.
 
@@ -100,6 +122,7 @@ def tables_stage(
             each run id where rows of a study were scored on different data.
         out_dir: ``results/<study>/tables``.
         context: see :class:`harness.reporting.context.ReportContext`.
+        learning_rates: what rows were trained at, by ``projector.variant.budget``.
 
     Raises:
         ValueError: an input does not keep its form; the message names the file and the mend.
@@ -109,7 +132,7 @@ def tables_stage(
     timings, parameters, relative = read_efficiency(efficiency_paths)
     scores, overall, differences = score_tables(read_scores(score_paths), context)
     phenomena, tokens = _with_prepared(score_paths, prepared_dir, context)
-    main = main_table(scores, relative, parameters)
+    main = main_table(scores, relative, parameters, learning_rates)
 
     write_csv(out / "scores.csv", scores)
     write_csv(out / "overall.csv", overall)

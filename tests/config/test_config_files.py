@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from harness.config import BLOCKS, ConfigError, RunConfig, StudyConfig, load_study, read_study, resolve_study
+from harness.discovery import find_projectors
 from harness.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +78,43 @@ def test_quick_shortens_the_schedule_and_a_study_may_say_otherwise():
     assert own.training.stage1_steps == 7
 
 
+def test_budgets_may_be_shares_of_the_patches_and_lists():
+    rows = ["mlp", {"name": "avg_pool", "budget": ["1/4", 4], "full_budgets": [None, "1/9"]}]
+    budgets = {effort: [r.budget for r in default(rows=rows, effort=effort)] for effort in ("quick", "full")}
+    assert budgets == {"quick": [None, 36, 4], "full": [None, 36, 4, None, 16]}
+    larger = {"models.vision.image_size": 192}
+    assert [r.budget for r in default(rows=rows, set=larger)] == [None, 144, 4]
+
+
+def test_quick_takes_the_first_seed_and_searches_nothing():
+    changes = {"seeds": [4, 5], "tuning": {"factors": [1, 3]}, "rows": ["mlp"]}
+    quick, full = (Plan.from_raw({**merged(), **changes, "effort": e}, ROOT) for e in ("quick", "full"))
+    assert [run.seed for run in quick.runs.values()] == [4] and not quick.trials
+    assert [run.seed for run in full.runs.values()] == [4, 5] and full.trials
+
+
+def test_the_main_study_holds_every_projector():
+    for effort in ("quick", "full"):
+        raw = {**merged(ROOT / "config/studies/main.yaml"), "effort": effort}
+        runs = resolve_study(load_study(raw), ROOT)
+        assert {run.projector for run in runs} == set(find_projectors())
+        assert len({run.budget for run in runs} - {None}) == (2 if effort == "quick" else 3)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+def test_every_row_of_the_main_study_can_be_built(config):
+    pytest.importorskip("torch")
+    from harness.discovery import load_projector
+    from harness.projector import Interface
+
+    raw = {**merged(config, ROOT / "config/studies/main.yaml"), "effort": "full", "seeds": [0]}
+    for run in resolve_study(load_study(raw), ROOT):
+        if run.acts_on == "training":
+            projector, vision = load_projector(run.source), run.models.vision
+            interface = Interface(1024, 4096, vision.grid, run.budget, len(vision.levels))
+            assert projector.skip(interface, projector.Config(**run.config)) == (False, ""), run.id
+
+
 def test_a_projector_of_a_lone_file_stands_in_the_table_under_its_label(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
@@ -102,6 +140,20 @@ def test_a_projector_of_a_lone_file_stands_in_the_table_under_its_label(tmp_path
         ({"rows": [{"name": "svp", "config": {"layrs": 3}}]}, "svp"),
         ({"rows": ["mlp", {"name": "text_blind"}]}, "'of' must name one of mlp"),
         ({"effort": "fast"}, "effort"),
+        ({"seeds": []}, "seeds"),
+        ({"rows": ["mlp", {"name": "avg_pool", "budget": "1/5"}]}, "1/5 of 144 patches is no whole number"),
+        ({"rows": ["mlp", {"name": "avg_pool", "budget": "0.25"}]}, "budget"),
+        ({"rows": ["mlp", {"name": "avg_pool", "budget": 0}]}, "budget"),
+        ({"tuning": {"factor": [1, 3]}}, "did you mean 'factors'"),
+        ({"tuning": {"factors": [1]}}, "tuning.factors"),
+        (
+            {
+                "effort": "full",
+                "tuning": {"factors": [1, 3]},
+                "rows": [{"name": "mlp", "set": {"training.learning_rate": 0.1}}],
+            },
+            "`tuning` finds the learning rate",
+        ),
         ({"set": {"training.stage1_steps": "many"}}, "stage1_steps"),
     ],
 )
@@ -137,6 +189,20 @@ def test_keys_follow_what_an_artefact_depends_on():
     assert [a == b for a, b in zip(base, changed, strict=True)] == [False, True, False, False]
     changed = keys(set={"data.seed": 3})
     assert [a == b for a, b in zip(base, changed, strict=True)] == [False, False, False, False]
+
+
+def test_an_encoder_hook_has_features_of_its_own():
+    rows = ["mlp", {"name": "tome", "budget": 36}, {"name": "tome", "budget": 9}]
+    rows += [{"name": "tome", "budget": 9, "variant": "plain", "config": {"proportional": False}}]
+    plan = Plan.from_raw({**merged(), "rows": rows}, ROOT)
+    mlp, *hooked = plan.runs.values()
+    assert "encoder_tokens" not in plan.feature_items(mlp)
+    assert len({plan.feature_key(run, "patches") for run in plan.runs.values()}) == 1
+    keys = [plan.feature_key(run, "encoder_tokens") for run in hooked]
+    assert len(set(keys)) == 3
+    assert all(plan.owner(key) is run for key, run in zip(keys, hooked, strict=True))
+    seeds = Plan.from_raw({**merged(), "rows": rows[1:2], "seeds": [0, 1]}, ROOT)
+    assert len({seeds.feature_key(run, "encoder_tokens") for run in seeds.runs.values()}) == 1
 
 
 def test_real_data_are_missed_by_name(tmp_path):

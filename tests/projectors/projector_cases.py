@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import torch
+from torch import nn
+from transformers import Dinov2Config
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 
+from harness.discovery import load_projector
+from harness.models.encoder_hooks import hooked_blocks
 from harness.projector import ImageFeatures, Superpixels
 
 WIDTH, LANGUAGE, GRID, LEVELS = 32, 24, (12, 12), 4
@@ -57,6 +63,31 @@ def make_features(
     return image if "levels" in needs else replace(image, levels=())
 
 
+@cache
+def encoder_blocks(width: int, count: int = 10) -> nn.ModuleList:
+    """Small random blocks of a vision encoder; enough of them to merge a grid into one token."""
+    config = Dinov2Config(hidden_size=width, num_attention_heads=2, mlp_ratio=1, num_hidden_layers=count)
+    config._attn_implementation = "sdpa"
+    layers = nn.ModuleList(Dinov2Layer(config) for _ in range(count)).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in layers.parameters():
+        parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return layers
+
+
+def encode(name: str, image: ImageFeatures, budget: int | None = None) -> ImageFeatures:
+    """The image as a projector with an encoder hook gets it: its patches through hooked blocks."""
+    projector = load_projector(name)
+    if "encoder_tokens" not in projector.needs:
+        return image
+    hook = projector.encoder_hook(image.grid, budget, projector.Config())
+    layers, hidden = encoder_blocks(image.patches.shape[-1]), image.patches
+    with torch.no_grad(), hooked_blocks(layers, hook, patches=hidden.shape[1], heads=2, blocks=len(layers)):
+        for layer in layers:
+            hidden = layer(hidden)
+    return replace(image, encoder_tokens=hidden)
+
+
 def one_image(image: ImageFeatures, index: int) -> ImageFeatures:
     """The batch that holds image ``index`` alone."""
     superpixels = image.superpixels
@@ -77,6 +108,7 @@ def one_image(image: ImageFeatures, index: int) -> ImageFeatures:
         cls_attention=None if image.cls_attention is None else image.cls_attention[pick],
         keys=None if image.keys is None else image.keys[pick],
         superpixels=superpixels,
+        encoder_tokens=None if image.encoder_tokens is None else image.encoder_tokens[pick],
     )
 
 
@@ -89,4 +121,5 @@ def in_dtype(image: ImageFeatures, dtype: torch.dtype) -> ImageFeatures:
         cls_attention=None if image.cls_attention is None else image.cls_attention.to(dtype),
         keys=None if image.keys is None else image.keys.to(dtype),
         superpixels=None if image.superpixels is None else image.superpixels.to("cpu", dtype),
+        encoder_tokens=None if image.encoder_tokens is None else image.encoder_tokens.to(dtype),
     )

@@ -13,14 +13,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from projector_cases import GRID, LANGUAGE, LEVELS, WIDTH, in_dtype, make_features, one_image
+from projector_cases import GRID, LANGUAGE, LEVELS, WIDTH, encode, in_dtype, make_features, one_image
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from harness.discovery import find_projectors, get_projector, load_projector
 from harness.projector import Interface, Projector
 
-NEEDS = {"levels", "cls_attention", "keys", "superpixels"}
+NEEDS = {"levels", "cls_attention", "keys", "superpixels", "encoder_tokens"}
 PUBLISHED_GRID = (24, 24)
 ODD_GRIDS = [(12, 12), (8, 12), (12, 6), (7, 7), (5, 7), (1, 6), (1, 1)]
 
@@ -47,8 +47,14 @@ def build(name, seed=0, **options) -> Projector:
     return projector
 
 
-def features(name, **options):
-    return make_features(needs=get_projector(name).needs, **options)
+def features(name, budget=None, **options):
+    return encode(name, make_features(needs=get_projector(name).needs, **options), budget)
+
+
+def measured(projector, tokens) -> list[int]:
+    """Tokens an image at the end of the language model: fewer than at its input under a hook."""
+    hook, lengths = projector.llm_hook(), tokens.lengths.tolist()
+    return lengths if hook is None else [len(hook.keep(torch.arange(count) / count)) for count in lengths]
 
 
 def built_or_reason(name, **options) -> Projector | str:
@@ -121,7 +127,7 @@ def test_other_images_do_not_matter(name):
     if image.cls_attention is not None:
         changed.cls_attention[1:] = image.cls_attention[1:].flip(1)
     with torch.no_grad():
-        before, after = (projector(i).split() for i in (features(name), changed))
+        before, after = (projector(i).split() for i in (features(name), encode(name, changed)))
     torch.testing.assert_close(before[0], after[0], atol=1e-5, rtol=1e-5)
     assert before[1].shape != after[1].shape or not torch.allclose(before[1], after[1])
 
@@ -163,11 +169,11 @@ def test_saves_and_loads(name, tmp_path):
 
 
 def test_published_budgets_are_given_exactly(name):
-    image = features(name, grid=PUBLISHED_GRID, width=16, counts=(2,))
     for budget in load_projector(name).budgets:
+        image = features(name, budget, grid=PUBLISHED_GRID, width=16, counts=(2,))
         projector = build(name, grid=PUBLISHED_GRID, budget=budget, width=16)
         with torch.no_grad():
-            assert projector(image).lengths.tolist() == [budget]
+            assert measured(projector, projector(image)) == [budget]
 
 
 @pytest.mark.parametrize("budget", [-1, 0, 1, 2, 9, 16, 17, 36, 144, 145, 10**6])
@@ -177,7 +183,7 @@ def test_a_budget_is_honoured_exactly_or_refused_with_a_reason(name, budget):
         assert str(budget) in projector
         return
     with torch.no_grad():
-        assert projector(features(name)).lengths.tolist() == [budget] * 3
+        assert measured(projector, projector(features(name, budget))) == [budget] * 3
 
 
 @pytest.mark.parametrize("budget", [1, 9, 16, 36, 144])
@@ -185,7 +191,7 @@ def test_a_budget_at_call_time_is_honoured_exactly_or_refused(name, budget):
     projector = build(name)
     try:
         with torch.no_grad():
-            lengths = projector(features(name), budget=budget).lengths.tolist()
+            lengths = measured(projector, projector(features(name), budget=budget))
     except ValueError as error:
         assert str(budget) in str(error)
     else:
@@ -200,7 +206,7 @@ def test_training_budgets_can_be_given(name):
         assert drawn[0] == drawn[1] and drawn[0]
         for budget in drawn[0]:
             with torch.no_grad():
-                lengths = projector(features(name), budget=budget).lengths.tolist()
+                lengths = measured(projector, projector(features(name), budget=budget))
             assert budget is None or lengths == [budget] * 3
 
 
@@ -242,6 +248,7 @@ def test_overfits_eight_images(name):
     image = features(name, grid=(6, 6), counts=(3, 1, 2, 4, 2, 6, 5, 3))
     generator = torch.Generator().manual_seed(3)
     image = image.with_patches(image.patches + 2 * torch.randn(8, 1, WIDTH, generator=generator))
+    image = encode(name, image)
     targets = torch.randn(8, LANGUAGE, generator=generator)
     optimiser = torch.optim.Adam(projector.parameters(), lr=5e-3)
     losses = []

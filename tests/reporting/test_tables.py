@@ -105,7 +105,8 @@ def test_columns_and_key_are_the_contract(tables):
     assert not scores.duplicated(CONTRACT_SCORES[:6]).any()
     assert list(read_csv(tables / "efficiency.csv").columns) == CONTRACT_EFFICIENCY
     main = read_csv(tables / "main.csv")
-    assert list(main.columns) == [*CONTRACT_SCORES, "speedup_infer", "speedup_train", "parameters"]
+    added = ["speedup_infer", "speedup_train", "parameters", "layer_tokens", "learning_rate"]
+    assert list(main.columns) == [*CONTRACT_SCORES, *added]
     pd.testing.assert_frame_equal(main[CONTRACT_SCORES], scores)
     assert sorted(p.name for p in tables.iterdir()) == sorted(TABLE_FILES)
 
@@ -284,6 +285,36 @@ def test_no_efficiency_leaves_cells_empty(made_up, tmp_path):
     out = write({**made_up, "efficiency": []}, tmp_path)
     assert read_csv(out / "main.csv")[["speedup_infer", "speedup_train", "parameters"]].isna().all(axis=None)
     assert len(read_csv(out / "efficiency.csv")) == 0
+
+
+def test_learning_rates_and_tokens_inside_the_language_model_are_told(made_up, tmp_path):
+    value = json.loads(made_up["efficiency"][0].read_text())
+    value["parameters"][0] |= {"layer_tokens": 171.0}
+    head = {k: value["parameters"][0][k] for k in ("projector", "variant", "budget")}
+    (tmp_path / "efficiency.json").write_text(json.dumps(value))
+    row = ".".join(head.values())
+    context = ReportContext.from_study(made_up["config"], tuning=(0.33, 1, 3), effort="full")
+    tables_stage(
+        made_up["scores"],
+        [tmp_path / "efficiency.json"],
+        made_up["prepared"],
+        tmp_path / "t",
+        context,
+        {row: 9e-4},
+    )
+    main = read_csv(tmp_path / "t" / "main.csv").set_index(["projector", "variant", "budget"])
+    ours = main.loc[tuple(head.values())]
+    assert set(ours["learning_rate"]) == {9e-4} and set(ours["layer_tokens"]) == {171.0}
+    assert main["learning_rate"].notna().sum() == len(ours)
+    text = (tmp_path / "t" / "main.md").read_text()
+    assert "0.33, 1, 3 times the recipe's" in text and "(quick)" not in text
+    label = head["projector"] if head["variant"] == "base" else f"{head['projector']} ({head['variant']})"
+    assert cell(text, label, "learning rate searched") == "0.0009"
+    assert cell(text, label, "tokens mean [p5, p95]").endswith(", 171.0 over layers")
+
+
+def test_the_title_says_quick(tables):
+    assert (tables / "main.md").read_text().startswith("# Projectors at equal budgets (quick)\n")
 
 
 def test_an_unknown_context_key_is_refused():

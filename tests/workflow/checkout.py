@@ -28,7 +28,7 @@ from typing import Literal
 from harness.plan import Plan
 
 StageName = Literal[
-    "prepare", "pool", "pretrain", "features", "superpixels", "train", "predict", "score",
+    "prepare", "pool", "pretrain", "features", "superpixels", "train", "tune", "predict", "score",
     "efficiency", "tables", "figures", "overlays", "publish",
 ]
 TABLES = [
@@ -48,6 +48,7 @@ def run_stage(name, config, *, key=None, run=None, stage=None):
         "features": lambda: [plan.feature_dir(key) / "index.json"],
         "superpixels": lambda: [plan.superpixel_dir(key) / "manifest.json"],
         "train": lambda: [plan.weights(run, stage)],
+        "tune": lambda: [plan.choice_file(run)],
         "predict": lambda: [plan.prediction_file(run)],
         "score": lambda: [plan.score_file(run)],
         "efficiency": lambda: [plan.efficiency_file],

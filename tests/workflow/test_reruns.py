@@ -92,6 +92,23 @@ def test_the_plan_of_one_row_asks_for_no_other_artefact(finished):
     assert sorted(shared) == [*features, "pretrain language", "pretrain sam", "pretrain vision"]
 
 
+def test_a_search_stands_between_its_trials_and_the_runs(finished):
+    search = "tuning={factors: [0.5, 2]}"
+    jobs = finished.planned("--config", "study=searched", "effort=full", "rows=[mlp, oracle]", search)
+    trials = [f"mlp.base.auto.s0-lr{rate}" for rate in ("0.0006", "0.0024")]
+    chosen = {"choose the learning rate of mlp.base.auto"}
+    trained = {job for job in jobs if job.startswith(("train", "choose"))}
+    assert trained == chosen | {
+        f"train {run}, {words}"
+        for run in ("mlp.base.auto.s0", *trials)
+        for words in ("stage 1 (language model frozen)", "stage 2 (with LoRA)")
+    }
+    assert {job for job in jobs if job.startswith("predict")} == {
+        "predict mlp.base.auto.s0",
+        "predict oracle.base.auto.s0",
+    }
+
+
 def test_a_dry_run_writes_nothing(edited):
     before = {path: path.stat().st_mtime_ns for path in (edited.path / "results").rglob("*")}
     edited.planned("--config", "study=never")

@@ -1,23 +1,26 @@
 # Checkpoints lie in work/, outside declared outputs: Snakemake deletes an output before it reruns its job.
 rule train_stage1:
     input:
-        lambda wildcards: PLAN.run_inputs(PLAN.runs[wildcards.run]),
+        lambda wildcards: PLAN.run_inputs(PLAN.trainable[wildcards.run]),
+        lambda wildcards: PLAN.choices(PLAN.trainable[wildcards.run]),
     output:
         PLAN.weights("{run}", 1),
     log:
         f"logs/{STUDY}/train/{{run}}.stage1.log",
     priority: lambda wildcards: PLAN.train_priority(wildcards.run)
-    threads: lambda wildcards: PLAN.threads(PLAN.runs[wildcards.run])
+    threads: lambda wildcards: PLAN.threads(PLAN.trainable[wildcards.run])
     resources:
         mem_mb=lambda wildcards: PLAN.memory_mb(
-            PLAN.runs[wildcards.run], 3000, training=True
+            PLAN.trainable[wildcards.run], 3000, training=True
         ),
-        runtime=lambda wildcards: PLAN.minutes(PLAN.runs[wildcards.run], 720),
-        gpu=lambda wildcards: PLAN.gpus(PLAN.runs[wildcards.run], training=True),
-        cpus_per_task=lambda wildcards: PLAN.threads(PLAN.runs[wildcards.run]),
+        runtime=lambda wildcards: PLAN.minutes(PLAN.trainable[wildcards.run], 720),
+        gpu=lambda wildcards: PLAN.gpus(PLAN.trainable[wildcards.run], training=True),
+        cpus_per_task=lambda wildcards: PLAN.threads(PLAN.trainable[wildcards.run]),
     params:
         stage=1,
-        code=lambda wildcards: triggers.train_trigger(PLAN, PLAN.runs[wildcards.run], 1),
+        code=lambda wildcards: triggers.train_trigger(
+            PLAN, PLAN.trainable[wildcards.run], 1
+        ),
     message:
         "train {wildcards.run}, stage 1 (language model frozen)"
     shell:
@@ -26,7 +29,8 @@ rule train_stage1:
 
 use rule train_stage1 as train_stage2 with:
     input:
-        lambda wildcards: PLAN.run_inputs(PLAN.runs[wildcards.run]),
+        lambda wildcards: PLAN.run_inputs(PLAN.trainable[wildcards.run]),
+        lambda wildcards: PLAN.choices(PLAN.trainable[wildcards.run]),
         PLAN.weights("{run}", 1),
     output:
         PLAN.weights("{run}", 2),
@@ -34,6 +38,8 @@ use rule train_stage1 as train_stage2 with:
         f"logs/{STUDY}/train/{{run}}.stage2.log",
     params:
         stage=2,
-        code=lambda wildcards: triggers.train_trigger(PLAN, PLAN.runs[wildcards.run], 2),
+        code=lambda wildcards: triggers.train_trigger(
+            PLAN, PLAN.trainable[wildcards.run], 2
+        ),
     message:
         "train {wildcards.run}, stage 2 (with LoRA)"

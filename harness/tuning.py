@@ -1,0 +1,76 @@
+"""The learning-rate search: trials of one row compared on held-out images of the train split."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from harness.assembly import RunData, build_model, load_stage
+from harness.config import RunConfig
+from harness.files import write_json
+from harness.held_out import held_out
+from harness.plan import Plan
+from harness.prediction import image_batches, predict_batch
+from harness.rle import overlap
+
+__all__ = ["held_out_giou", "tune_stage"]
+
+
+def held_out_giou(plan: Plan, trial: RunConfig) -> tuple[float, int]:
+    """Mean IoU (0 to 1) of a trained trial over its held-out expressions, and how many there are."""
+    data = RunData(plan, trial)
+    rows = held_out(data.expressions, trial.held_out_images)
+    rows = rows.sort_values(["dataset", "image_id", "ref_id", "sent_id"], ignore_index=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = build_model(plan, trial, data).to(device).eval()
+    load_stage(model, plan.weights(trial.id))
+    model.projector.stage = 2
+    scores: list[float] = []
+    total = rows.groupby(["dataset", "image_id"]).ngroups
+    with tqdm(total=total, desc=f"held out {trial.id}", unit="image", mininterval=5) as bar:
+        for groups in image_batches(rows):
+            counts, _ = predict_batch(model, data, groups, trial.protocol.threshold)
+            scores += _ious(data, pd.concat(groups), counts)
+            bar.update(len(groups))
+    return float(np.mean(scores)), len(rows)
+
+
+def _ious(data: RunData, rows: pd.DataFrame, counts: list[str]) -> list[float]:
+    out = []
+    truths = data.annotations.loc[pd.MultiIndex.from_frame(rows[["dataset", "ann_id"]])]
+    columns = [truths[name].tolist() for name in ("rle", "height", "width")]
+    for row, ours, truth, height, width in zip(rows["sent_id"], counts, *columns, strict=True):
+        both, target, predicted = overlap(ours, truth, height, width, f"train expression {row}")
+        union = target + predicted - both
+        out.append(both / union if union else 1.0)
+    return out
+
+
+def tune_stage(plan: Plan, row: str) -> None:
+    """Choose the learning rate of a row and write ``tuning/<row>.json``.
+
+    Of equal scores the lower rate wins.
+
+    Args:
+        plan: the study.
+        row: ``projector.variant.budget``.
+    """
+    trials = sorted(plan.trials[row].values(), key=lambda trial: trial.training.learning_rate)
+    torch.set_num_threads(trials[0].training.torch_threads)
+    found = [held_out_giou(plan, trial) for trial in trials]
+    rates = [trial.training.learning_rate for trial in trials]
+    best = int(np.argmax([giou for giou, _ in found]))
+    write_json(
+        plan.choice_file(row),
+        {
+            "learning_rate": rates[best],
+            "learning_rates": rates,
+            "giou": [round(giou, 6) for giou, _ in found],
+            "n_expressions": found[0][1],
+            "n_images": trials[0].held_out_images,
+            "stage1_steps": trials[0].training.stage1_steps,
+            "stage2_steps": trials[0].training.stage2_steps,
+        },
+    )

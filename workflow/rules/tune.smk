@@ -1,0 +1,20 @@
+# The learning-rate search: its trials are trained by the rules above, with fewer steps and without some images.
+rule tune:
+    input:
+        lambda wildcards: [PLAN.weights(trial) for trial in PLAN.trials[wildcards.row]],
+    output:
+        PLAN.choice_file("{row}"),
+    log:
+        f"logs/{STUDY}/tune/{{row}}.log",
+    priority: 70
+    threads: lambda wildcards: PLAN.threads(PLAN.trial(wildcards.row))
+    resources:
+        mem_mb=3000,
+        runtime=240,
+        cpus_per_task=lambda wildcards: PLAN.threads(PLAN.trial(wildcards.row)),
+    params:
+        code=lambda wildcards: triggers.tune_trigger(PLAN, wildcards.row),
+    message:
+        "choose the learning rate of {wildcards.row}"
+    shell:
+        "svp stage tune --run {wildcards.row} &> {log}"
