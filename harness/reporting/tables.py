@@ -53,7 +53,7 @@ def main_table(scores: pd.DataFrame, relative: pd.DataFrame, parameters: pd.Data
 def object_counts(prepared_dir: Path | str) -> pd.Series:
     """Annotated objects of each image, by ``image_id``; datasets that share an image share its objects."""
     table = pd.read_parquet(Path(prepared_dir) / "annotations.parquet", columns=["image_id", "ann_id"])
-    return table.groupby("image_id")["ann_id"].nunique()
+    return table[table["ann_id"] >= 0].groupby("image_id")["ann_id"].nunique()  # made-up ids are negative
 
 
 def prepared_of(prepared: Path | str | Mapping[str, Path | str], path: Path | str) -> Path:

@@ -1,5 +1,6 @@
 """A web server on this machine that can break off, refuse ranges, or serve something else."""
 
+import contextlib
 import http.server
 import threading
 from dataclasses import dataclass, field
@@ -39,7 +40,8 @@ def _handler(mirror: Mirror) -> type[http.server.BaseHTTPRequestHandler]:
             part = body[start:]
             if mirror.break_after:
                 part = part[: mirror.break_after.pop(0)]
-            self.wfile.write(part)
+            with contextlib.suppress(ConnectionError):  # a reader may hang up early
+                self.wfile.write(part)
 
         def log_message(self, *args):
             pass
