@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from harness.commands.data import data, doctor
 from harness.stages import StageName, run_stage
 
 __all__ = ["app", "main"]
@@ -149,6 +150,9 @@ def stage(
         traceback.print_exc()  # a job's log is read by whoever mends it
         raise
 
+
+for _command in (data, doctor):
+    app.command(_command)
 
 # What projectors' packages add: the program names none of them.
 for _point in entry_points(group="svp.commands"):

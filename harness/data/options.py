@@ -106,6 +106,7 @@ class ReferSet(_Options):
         folder: its folder below the root, where it is not called ``name``.
         format: ``refer`` (RefCOCO, RefCOCO+, RefCOCOg), ``grefcoco`` or ``reasonseg``, whose
             ``split_by`` means nothing and whose images lie in its own folder.
+        sample: it is a part of the dataset on purpose: its counts are not held against the known ones.
     """
 
     name: str = Field(min_length=1)
@@ -113,6 +114,7 @@ class ReferSet(_Options):
     splits: tuple[str, ...]
     folder: str | None = None
     format: Literal["refer", "grefcoco", "reasonseg"] = "refer"
+    sample: bool = False
 
     @property
     def place(self) -> str:

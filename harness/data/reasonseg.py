@@ -120,8 +120,8 @@ def _paint(path: Path, shapes: list[tuple[str, np.ndarray]], record: ImageRecord
             draw.line(corners, fill=1) if len(corners) == 2 else draw.point(corners, fill=1)
         painted.append((label, np.asarray(layer, bool)))
     canvas = np.zeros((record.height, record.width), np.uint8)
-    for label, layer in sorted(painted, key=lambda item: -int(item[1].sum())):
-        canvas[layer] = _IGNORED if "ignore" in label else 1
+    for label, covered in sorted(painted, key=lambda item: -int(item[1].sum())):
+        canvas[covered] = _IGNORED if "ignore" in label else 1
     return canvas
 
 
