@@ -189,14 +189,28 @@ class ProtocolConfig(Strict):
     ``prompt`` holds ``{image}`` and ``{expression}``; ``answer`` holds ``[SEG]``; EOS follows it, unless
     ``end_of_answer`` is off: a model of width 96 that must say EOS at ``[SEG]`` has no room left there
     for what ``[SEG]`` means.
+
+    ``name``: ``full`` scores every expression once; ``glamm-3sent`` at most three an image, drawn by
+    ``sample_seed``, as GLaMM's evaluation does unseeded. ``decode``: ``forced`` puts the answer into the
+    input, as LISA's and GLaMM's evaluations do; ``generate`` lets the model speak, at most
+    ``max_new_tokens``: an expression without ``[SEG]`` gets an empty mask.
     """
 
     name: Literal["full", "glamm-3sent"] = "full"
+    sample_seed: int = Field(0, ge=0)
+    decode: Literal["forced", "generate"] = "forced"
+    max_new_tokens: int = Field(24, ge=1)
     prompt: str = "{image} {expression} ."
     answer: str = "[SEG]"
     lower_case: bool = True
     end_of_answer: bool = True
     threshold: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """What rows and tables call it, such as ``full``, ``glamm-3sent.s0`` or ``full.generate``."""
+        sampled = f".s{self.sample_seed}" if self.name == "glamm-3sent" else ""
+        return f"{self.name}{sampled}{'.generate' if self.decode == 'generate' else ''}"
 
 
 class Row(Strict):

@@ -87,9 +87,18 @@ def _predict(plan: Plan, run: RunConfig) -> None:
 
 
 def _score(plan: Plan, run: RunConfig) -> None:
-    from harness.metrics import score_stage
+    import pandas as pd
 
-    score_stage(plan.prediction_file(run.id), plan.prepared_dir(run), plan.score_file(run.id))
+    from harness.metrics import score_stage
+    from harness.protocols import evaluated, select
+
+    rows = evaluated(pd.read_parquet(plan.prepared_dir(run) / "expressions.parquet"), run.splits)
+    score_stage(
+        plan.prediction_file(run.id),
+        plan.prepared_dir(run),
+        plan.score_file(run.id),
+        expected=select(rows, run.protocol),
+    )
 
 
 def _efficiency(plan: Plan) -> None:
@@ -107,7 +116,8 @@ def _tables(plan: Plan) -> None:
         [plan.efficiency_file],
         {run.id: plan.prepared_dir(run) for run in plan.runs.values()},
         plan.tables_dir,
-        ReportContext.from_study(plan.as_json()),
+        ReportContext.from_study(plan.as_json(), published="results/published"),
+        prediction_paths=[plan.prediction_file(run) for run in plan.runs],
     )
 
 

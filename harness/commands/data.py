@@ -18,6 +18,10 @@ __all__ = ["data", "doctor"]
 data = App(name="data", help="Fetch raw data, and check what is there.")
 
 
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
 def _report(findings: list[Finding], as_json: bool) -> int:
     """Print one line a finding; 0 where all is well, 2 where something is missing or wrong."""
     if as_json:
@@ -44,7 +48,7 @@ def fetch(*names: str, root: Path = Path("data"), retries: int = 2) -> None:
     for name in wanted:
         get_source(name)  # a misspelt name is refused before the first of many gigabytes
     for name in wanted:
-        fetch_one(name, root, say=lambda text: sys.stderr.write(text + "\n") and None, retries=retries)
+        fetch_one(name, root, say=_say, retries=retries)
 
 
 @data.command

@@ -1,13 +1,10 @@
 """The doctor finds what is wrong, says how to mend it, and its exit status can be relied on."""
 
 import json
-import sys
+import os
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-from refer_folder import Folder
 
 from harness.cli import app
 from harness.config import load_study, read_study, resolve_study
@@ -19,11 +16,6 @@ from harness.doctor import examine, memory_estimate, parameters_of_name
 from harness.plan import Plan
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def folder(tmp_path) -> Folder:
-    return Folder(tmp_path / "refer")
 
 
 def toy(root, *splits) -> ReferData:
@@ -103,10 +95,13 @@ def test_attention_disk_and_tracker_are_looked_at(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        ("llava-hf/llava-1.5-7b-hf", 7e9), ("Qwen/Qwen2.5-0.5B-Instruct", 0.5e9), ("lmsys/vicuna-13b-v1.5", 13e9),
-        ("facebook/dinov2-large", 304e6), ("someone/model", None),
+        ("llava-hf/llava-1.5-7b-hf", 7e9),
+        ("Qwen/Qwen2.5-0.5B-Instruct", 0.5e9),
+        ("lmsys/vicuna-13b-v1.5", 13e9),
+        ("facebook/dinov2-large", 304e6),
+        ("someone/model", None),
     ],
-)  # fmt: skip
+)
 def test_a_models_name_tells_its_size(name, count):
     assert parameters_of_name(name, {"large": 304e6}) == count
 
@@ -135,8 +130,6 @@ def test_the_command_prints_the_agreed_json_and_status(tmp_path, capsys, monkeyp
 
 def test_the_real_sample_is_whole(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    import os
-
     if not os.environ.get("RIS_REAL_DATA"):
         pytest.skip("RIS_REAL_DATA does not name the real-photograph sample")
     assert app(["data", "check", "config/real_sample.yaml"]) == 0
