@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from harness.commands.data import data, doctor
+from harness.commands.protocols import protocols, verify
 from harness.stages import StageName, run_stage
 
 __all__ = ["app", "main"]
@@ -151,7 +152,7 @@ def stage(
         raise
 
 
-for _command in (data, doctor):
+for _command in (data, doctor, protocols, verify):
     app.command(_command)
 
 # What projectors' packages add: the program names none of them.

@@ -108,15 +108,21 @@ def _efficiency(plan: Plan) -> None:
 
 
 def _tables(plan: Plan) -> None:
+    from harness.data.overlap import pool_note
+    from harness.files import read_json
     from harness.reporting.context import ReportContext
     from harness.reporting.tables import tables_stage
 
+    folders = dict.fromkeys(plan.prepared_dir(run) for run in plan.runs.values())
+    shared = [note for f in folders if (note := pool_note(read_json(f / "summary.json")))]
     tables_stage(
         [plan.score_file(run) for run in plan.runs],
         [plan.efficiency_file],
         {run.id: plan.prepared_dir(run) for run in plan.runs.values()},
         plan.tables_dir,
-        ReportContext.from_study(plan.as_json(), published="results/published"),
+        ReportContext.from_study(
+            plan.as_json(), published="results/published", notes=(*plan.study.notes, *shared)
+        ),
         prediction_paths=[plan.prediction_file(run) for run in plan.runs],
     )
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App
 
+from harness.commands.protocols import overlap
+
 if TYPE_CHECKING:
     from harness.data.check import Finding
 
 __all__ = ["data", "doctor"]
 
 data = App(name="data", help="Fetch raw data, and check what is there.")
+data.command(overlap)
 
 
 def _say(text: str) -> None:
