@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_ris import EXPRESSIONS, features, language_dir, make_model  # noqa: F401
+from test_ris import EXPRESSIONS, features, make_model
 from torch import nn
 
 from harness.config import ProtocolConfig
@@ -28,7 +28,7 @@ class Scripted(nn.Module):
 
 
 @pytest.fixture
-def model(language_dir):  # noqa: F811
+def model(language_dir):
     return make_model(language_dir)
 
 

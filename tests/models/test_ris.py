@@ -6,17 +6,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.config import LanguageConfig, ProtocolConfig
 from harness.models.language import SEG, Template, load_language, load_tokenizer
 from harness.models.losses import bce_loss, dice_loss
 from harness.models.ris import RISModel
 from harness.models.sam import TinySamSize, build_tiny_sam, decode_masks, load_sam, save_tiny_sam
-from harness.pretraining import build_tokenizer
 from harness.projector import ImageFeatures, Interface, Projector, VisualTokens
-
-WORDS = "the left right red blue cup star of a on . what is".split()
 
 
 class Ragged(Projector):
@@ -31,27 +27,6 @@ class Ragged(Projector):
     def forward(self, image, *, budget=None, generator=None):
         keep = [3 + i % 4 for i in range(len(image.patches))]
         return VisualTokens.ragged([self.linear(p[:k]) for p, k in zip(image.patches, keep, strict=True)])
-
-
-@pytest.fixture(scope="module")
-def language_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("language")
-    tokenizer = build_tokenizer(WORDS)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
