@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from harness.commands.bench import bench
+from harness.commands.data import data, doctor
+from harness.commands.protocols import protocols, verify
 from harness.commands.weights import weights
 from harness.stages import StageName, run_stage
 
@@ -152,7 +154,7 @@ def stage(
         raise
 
 
-for _command in (bench, weights):
+for _command in (bench, data, doctor, protocols, verify, weights):
     app.command(_command)
 
 

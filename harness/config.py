@@ -262,9 +262,17 @@ class ProtocolConfig(Strict):
     EOS follows the answer, unless
     ``end_of_answer`` is off: a model of width 96 that must say EOS at ``[SEG]`` has no room left there
     for what ``[SEG]`` means.
+
+    ``name``: ``full`` scores every expression once; ``glamm-3sent`` at most three an image, drawn by
+    ``sample_seed``, as GLaMM's evaluation does unseeded. ``decode``: ``forced`` puts the answer into the
+    input, as LISA's and GLaMM's evaluations do; ``generate`` lets the model speak, at most
+    ``max_new_tokens``: an expression without ``[SEG]`` gets an empty mask.
     """
 
     name: Literal["full", "glamm-3sent"] = "full"
+    sample_seed: int = Field(0, ge=0)
+    decode: Literal["forced", "generate"] = "forced"
+    max_new_tokens: int = Field(24, ge=1)
     preamble: str = ""
     prompt: str | Annotated[tuple[str, ...], Field(min_length=1)] = "{image} {expression} ."
     answer: str | Annotated[tuple[str, ...], Field(min_length=1)] = "[SEG]"
@@ -282,6 +290,12 @@ class ProtocolConfig(Strict):
     def answers(self) -> tuple[str, ...]:
         """Every answer."""
         return (self.answer,) if isinstance(self.answer, str) else self.answer
+
+    @property
+    def label(self) -> str:
+        """What rows and tables call it, such as ``full``, ``glamm-3sent.s0`` or ``full.generate``."""
+        sampled = f".s{self.sample_seed}" if self.name == "glamm-3sent" else ""
+        return f"{self.name}{sampled}{'.generate' if self.decode == 'generate' else ''}"
 
 
 class TuningConfig(Strict):

@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness.files import atomic_path
-from harness.rle import overlap
+from harness.rle import overlap, without
 
 __all__ = [
     "EXPRESSION_KEY",
@@ -138,8 +138,11 @@ def score_predictions(
         expected = expressions.merge(splits, on=["dataset", "split"])
     _check_keys(predictions, expected, complete, origin)
 
+    columns = ["dataset", "ann_id", "rle", "height", "width"]
+    if "rle_ignored" in annotations:
+        columns.append("rle_ignored")
     truth = expressions[[*EXPRESSION_KEY, "ann_id", "image_id"]].merge(
-        annotations[["dataset", "ann_id", "rle", "height", "width"]], on=["dataset", "ann_id"], how="left"
+        annotations[columns], on=["dataset", "ann_id"], how="left"
     )
     rows = predictions.merge(truth, on=list(EXPRESSION_KEY), how="left", suffixes=("", "_truth"))
     if len(rows) != len(predictions):
@@ -153,6 +156,8 @@ def score_predictions(
         other = rows[rows["image_id"] != rows["image_id_truth"]]
         raise ValueError(f"{origin} names another image than the prepared tables for {_name(other)}")
 
+    if "rle_ignored" in rows:
+        _take_ignored_away(rows, origin)
     masks = rows["rle"].where(rows["status"].eq("ok"))
     key_rows = rows[list(EXPRESSION_KEY)].itertuples(index=False)
     names = [f"{origin}: {d}/{s} ref {r} sent {t}" for d, s, r, t in key_rows]
@@ -168,6 +173,15 @@ def score_predictions(
     rows["intersection"], rows["gt_area"], rows["pred_area"] = pixels.T
     rows["union"] = rows["gt_area"] + rows["pred_area"] - rows["intersection"]
     return check_scores(rows[list(SCORE_COLUMNS)], origin)
+
+
+def _take_ignored_away(rows: pd.DataFrame, origin: str) -> None:
+    """Pixels that a dataset does not score (ReasonSeg's) leave the prediction, as in LISA's evaluation."""
+    for k in rows.index[rows["rle_ignored"].fillna("").ne("") & rows["rle"].notna()]:
+        row = rows.loc[k]
+        name = f"{origin}: {row['dataset']}/{row['split']} ref {row['ref_id']} sent {row['sent_id']}"
+        size = int(row["height"]), int(row["width"])
+        rows.loc[k, "rle"] = without(str(row["rle"]), str(row["rle_ignored"]), *size, name)
 
 
 def check_scores(scores: pd.DataFrame, origin: str = "scores") -> pd.DataFrame:

@@ -17,7 +17,7 @@ _MUON_RATE = 0.02
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised by Newton-Schulz iterations (Jordan et al. 2024, github.com/KellerJordan/Muon).
+    """Momentum, orthogonalised by Newton-Schulz iterations (Jordan 2024, github.com/KellerJordan/Muon).
 
     ``torch.optim.Muon`` iterates in bfloat16, which takes eight times as long as float32 on a CPU without
     such units: longer than the forward and backward pass of a tiny encoder.

@@ -314,13 +314,12 @@ class Plan:
                 root = expand_root(data.root)
             except ValueError as error:
                 raise ConfigError(f"{error}, or pass --config data_root=FOLDER") from error
-            wanted = [root / data.image_dir]
-            for each in data.datasets:
-                folder = root / (each.folder or each.name)
-                wanted += [folder / f"refs({each.split_by}).p", folder / "instances.json"]
-            for path in wanted:
-                if not path.exists():
-                    raise ConfigError(f"{path} is not there; data.root must name a folder in REFER layout")
+            for name in (*data.image_dirs, *(path for each in data.datasets for path in each.paths)):
+                if not (root / name).exists():
+                    raise ConfigError(
+                        f"{root / name} is not there; data.root must name a folder in REFER layout "
+                        "(svp doctor says what is missing and how to get it)"
+                    )
 
     # --- paths -----------------------------------------------------------------------------------
 

@@ -12,32 +12,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from harness.assembly import RunData, build_model, load_stage
-from harness.config import RunConfig
+from harness.config import ProtocolConfig, RunConfig
 from harness.controls import load_control
 from harness.files import atomic_path
+from harness.generation import generate_prompts
 from harness.models.ris import RISModel
 from harness.models.sam import sam_frame, upscale_logits
 from harness.plan import Plan
+from harness.protocols import evaluated, select
 
 __all__ = ["evaluated", "predict_stage"]
 
 _IMAGES_PER_BATCH = 16
-
-
-def evaluated(expressions: pd.DataFrame, splits: tuple[str, ...]) -> pd.DataFrame:
-    """The expressions of the evaluated splits, ordered by dataset, split, image, ref and sentence.
-
-    Raises:
-        ValueError: a named split holds no expression.
-    """
-    names = expressions["dataset"] + "/" + expressions["split"]
-    wanted = set(splits) if splits else set(names[expressions["split"] != "train"])
-    unknown = wanted - set(names)
-    if unknown:
-        known = ", ".join(sorted(set(names)))
-        raise ValueError(f"splits: there is no {', '.join(sorted(unknown))} in the data; there are {known}")
-    order = ["dataset", "split", "image_id", "ref_id", "sent_id"]
-    return expressions[names.isin(wanted)].sort_values(order, ignore_index=True)
 
 
 def encode_mask(mask: np.ndarray) -> str:
@@ -54,16 +40,21 @@ def image_batches(rows: pd.DataFrame, size: int = _IMAGES_PER_BATCH) -> Iterator
 
 @torch.no_grad()
 def predict_batch(
-    model: RISModel, data: RunData, groups: list[pd.DataFrame], threshold: float
-) -> tuple[list[str], list[int]]:
-    """RLE counts and visual tokens of every expression of a few images."""
+    model: RISModel, data: RunData, groups: list[pd.DataFrame], protocol: ProtocolConfig
+) -> tuple[list[str], list[int], list[bool]]:
+    """RLE counts, visual tokens and whether ``[SEG]`` was said, of every expression of a few images."""
     device = next(model.parameters()).device
     image_ids = [int(g["image_id"].iloc[0]) for g in groups]
-    logits, _, visual = model(
-        data.features(image_ids, device),
-        [g["sentence"].tolist() for g in groups],
-        data.sam_embeddings(image_ids, device),
-    )
+    expressions = [g["sentence"].tolist() for g in groups]
+    features, sam = data.features(image_ids, device), data.sam_embeddings(image_ids, device)
+    if protocol.decode == "generate":
+        visual = model.visual_tokens(features)
+        prompts, emitted = generate_prompts(model, visual, expressions, protocol.max_new_tokens)
+        owner = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(g) for g in groups]))
+        logits = model.mask_logits(prompts, sam[owner.to(sam.device)])
+    else:
+        logits, _, visual = model(features, expressions, sam)
+        emitted = torch.ones(len(logits), dtype=torch.bool)
     image_size = model.sam.image_encoder.img_size
     counts: list[str] = []
     tokens: list[int] = []
@@ -71,11 +62,13 @@ def predict_batch(
     for group, image_id, length in zip(groups, image_ids, visual.lengths.tolist(), strict=True):
         height, width = data.size(image_id)
         part: Tensor = logits[start : start + len(group), None].float()
+        said = emitted[start : start + len(group), None, None].to(part.device)
         start += len(group)
         full = upscale_logits(part, image_size, sam_frame(height, width, image_size), height, width)
-        counts += [encode_mask(m) for m in (full[:, 0] > threshold).cpu().numpy()]
+        # A model that does not say [SEG] shows nothing: its empty mask leaves the target in the union.
+        counts += [encode_mask(m) for m in ((full[:, 0] > protocol.threshold) & said).cpu().numpy()]
         tokens += [length] * len(group)
-    return counts, tokens
+    return counts, tokens, emitted.tolist()
 
 
 def predict_stage(plan: Plan, run: RunConfig) -> None:
@@ -89,10 +82,11 @@ def predict_stage(plan: Plan, run: RunConfig) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     base = plan.base_run(run)
     data = RunData(plan, base)
-    rows = evaluated(data.expressions, run.splits)
+    rows = select(evaluated(data.expressions, run.splits), run.protocol).reset_index(drop=True)
     control = load_control(run.source) if run.acts_on != "training" else None
     if control is not None:
         rows = control.rewrite(rows, run.seed)
+    emitted = [True] * len(rows)
     if run.acts_on == "superpixels":
         counts, tokens = _from_superpixels(control, data, rows, run)
     else:
@@ -100,15 +94,16 @@ def predict_stage(plan: Plan, run: RunConfig) -> None:
         model = build_model(plan, base, data).to(device).eval()
         load_stage(model, plan.run_dir(base.id) / "stage2.safetensors")
         model.projector.stage = 2
-        counts, tokens = [], []
+        counts, tokens, emitted = [], [], []
         total = rows.groupby(["dataset", "split", "image_id"]).ngroups
         with tqdm(total=total, desc=f"predict {run.id}", unit="image", mininterval=5) as bar:
             for groups in image_batches(rows):
-                c, t = predict_batch(model, data, groups, run.protocol.threshold)
+                c, t, e = predict_batch(model, data, groups, run.protocol)
                 counts += c
                 tokens += t
+                emitted += e
                 bar.update(len(groups))
-    _write(plan, run, data, rows, counts, tokens)
+    _write(plan, run, data, rows, counts, tokens, emitted)
 
 
 def _from_superpixels(
@@ -132,7 +127,13 @@ def _from_superpixels(
 
 
 def _write(
-    plan: Plan, run: RunConfig, data: RunData, rows: pd.DataFrame, counts: list[str], tokens: list[int]
+    plan: Plan,
+    run: RunConfig,
+    data: RunData,
+    rows: pd.DataFrame,
+    counts: list[str],
+    tokens: list[int],
+    emitted: list[bool],
 ) -> None:
     sizes = np.array([data.size(i) for i in rows["image_id"]])
     table = pd.DataFrame(
@@ -144,12 +145,12 @@ def _write(
             "seed": run.seed,
             "dataset": rows["dataset"],
             "split": rows["split"],
-            "protocol": run.protocol.name,
+            "protocol": run.protocol.label,
             "ref_id": rows["ref_id"],
             "sent_id": rows["sent_id"],
             "image_id": rows["image_id"],
             "visual_tokens": tokens,
-            "seg_emitted": True,
+            "seg_emitted": emitted,
             "status": "ok",
             "rle": counts,
             "height": sizes[:, 0],

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-__all__ = ["overlap", "run_lengths"]
+__all__ = ["overlap", "run_lengths", "without"]
 
 
 def run_lengths(counts: str, height: int, width: int) -> NDArray[np.int64]:
@@ -77,3 +77,28 @@ def overlap(prediction: str | None, truth: str, height: int, width: int, row: st
         codes.append({"size": [height, width], "counts": counts.encode()})
         areas.append(int(runs[1::2].sum()))
     return int(coco_mask.area(coco_mask.merge(codes, intersect=True))), areas[0], areas[1]
+
+
+def without(counts: str, removed: str, height: int, width: int, row: str) -> str:
+    """A mask less the pixels of another, as compressed counts.
+
+    Args:
+        counts: compressed counts.
+        removed: compressed counts of the pixels to take away.
+        height: pixels, of both.
+        width: pixels, of both.
+        row: what errors call the pair.
+
+    Raises:
+        ValueError: a code is damaged.
+    """
+    try:
+        run_lengths(counts, height, width)
+        runs = run_lengths(removed, height, width)
+    except ValueError as error:
+        raise ValueError(f"{row}: a mask {error}; predict or prepare it again") from error
+    # Starting with an empty run of background turns every run into its opposite.
+    opposite = {"size": [height, width], "counts": [0, *runs.tolist()]}
+    kept = coco_mask.frPyObjects(opposite, height, width)
+    code = {"size": [height, width], "counts": counts.encode()}
+    return coco_mask.merge([code, kept], intersect=True)["counts"].decode()

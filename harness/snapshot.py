@@ -17,7 +17,7 @@ from harness.data.options import ReferData
 from harness.files import atomic_path, write_json
 from harness.plan import Plan
 
-__all__ = ["provenance", "show_in_readme", "take_snapshot"]
+__all__ = ["provenance", "provenance_of", "show_in_readme", "take_snapshot"]
 
 _PACKAGES = ("torch", "transformers", "peft", "segment-anything", "scikit-image", "numpy", "pandas")
 
@@ -35,14 +35,17 @@ def _processor() -> str:
 
 
 def provenance(plan: Plan, command: str) -> dict[str, Any]:
-    """What made the results: command, commit, machine and versions."""
+    """What made a study's results: command, commit, machine and versions."""
+    return {**provenance_of(command), "study": plan.study.study, "effort": plan.study.effort}
+
+
+def provenance_of(command: str) -> dict[str, Any]:
+    """What made any results: command, commit, machine and versions."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "command": command,
-        "study": plan.study.study,
-        "effort": plan.study.effort,
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "device": gpu or f"{_processor()}, {os.cpu_count()} cores",

@@ -102,9 +102,18 @@ def _predict(plan: Plan, run: RunConfig) -> None:
 
 
 def _score(plan: Plan, run: RunConfig) -> None:
-    from harness.metrics import score_stage
+    import pandas as pd
 
-    score_stage(plan.prediction_file(run.id), plan.prepared_dir(run), plan.score_file(run.id))
+    from harness.metrics import score_stage
+    from harness.protocols import evaluated, select
+
+    rows = evaluated(pd.read_parquet(plan.prepared_dir(run) / "expressions.parquet"), run.splits)
+    score_stage(
+        plan.prediction_file(run.id),
+        plan.prepared_dir(run),
+        plan.score_file(run.id),
+        expected=select(rows, run.protocol),
+    )
 
 
 def _efficiency(plan: Plan) -> None:
@@ -114,16 +123,23 @@ def _efficiency(plan: Plan) -> None:
 
 
 def _tables(plan: Plan) -> None:
+    from harness.data.overlap import pool_note
+    from harness.files import read_json
     from harness.reporting.context import ReportContext
     from harness.reporting.tables import tables_stage
 
+    folders = dict.fromkeys(plan.prepared_dir(run) for run in plan.runs.values())
+    shared = [note for f in folders if (note := pool_note(read_json(f / "summary.json")))]
     tables_stage(
         [plan.score_file(run) for run in plan.runs],
         [plan.efficiency_file],
         {run.id: plan.prepared_dir(run) for run in plan.runs.values()},
         plan.tables_dir,
-        ReportContext.from_study(plan.as_json()),
+        ReportContext.from_study(
+            plan.as_json(), published="results/published", notes=(*plan.study.notes, *shared)
+        ),
         {run.row: plan.learning_rate(run) for run in plan.trained},
+        prediction_paths=[plan.prediction_file(run) for run in plan.runs],
     )
 
 

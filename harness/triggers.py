@@ -131,7 +131,7 @@ def score_trigger(plan: Plan, run: RunConfig) -> str:
     return digest(
         [
             run.model_dump(mode="json", include={"projector", "variant", "protocol"}),
-            code_hash("harness.metrics"),
+            code_hash("harness.metrics", "harness.protocols"),
         ]
     )
 

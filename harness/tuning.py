@@ -31,7 +31,7 @@ def held_out_giou(plan: Plan, trial: RunConfig) -> tuple[float, int]:
     total = rows.groupby(["dataset", "image_id"]).ngroups
     with tqdm(total=total, desc=f"held out {trial.id}", unit="image", mininterval=5) as bar:
         for groups in image_batches(rows):
-            counts, _ = predict_batch(model, data, groups, trial.protocol.threshold)
+            counts, _, _ = predict_batch(model, data, groups, trial.protocol)
             scores += _ious(data, pd.concat(groups), counts)
             bar.update(len(groups))
     return float(np.mean(scores)), len(rows)

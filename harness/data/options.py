@@ -104,12 +104,30 @@ class ReferSet(_Options):
         splits: the splits to prepare; an empty list prepares none, but its held-out images still
             count for a clean train pool.
         folder: its folder below the root, where it is not called ``name``.
+        format: ``refer`` (RefCOCO, RefCOCO+, RefCOCOg), ``grefcoco`` or ``reasonseg``, whose
+            ``split_by`` means nothing and whose images lie in its own folder.
+        sample: it is a part of the dataset on purpose: its counts are not held against the known ones.
     """
 
     name: str = Field(min_length=1)
     split_by: str = Field(min_length=1)
     splits: tuple[str, ...]
     folder: str | None = None
+    format: Literal["refer", "grefcoco", "reasonseg"] = "refer"
+    sample: bool = False
+
+    @property
+    def place(self) -> str:
+        """Its folder below the root."""
+        return self.folder or self.name
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """What must lie below the root, images apart."""
+        if self.format == "reasonseg":
+            return tuple(f"{self.place}/{split}" for split in self.splits)
+        refs = f"refs({self.split_by}).p" if self.format == "refer" else f"grefs({self.split_by}).json"
+        return f"{self.place}/{refs}", f"{self.place}/instances.json"
 
 
 class ReferData(_Options):
@@ -129,6 +147,12 @@ class ReferData(_Options):
     datasets: tuple[ReferSet, ...] = Field(min_length=1)
     image_dir: str = "images"
     train_pool: Literal["joint", "clean"] = "joint"
+
+    @property
+    def image_dirs(self) -> tuple[str, ...]:
+        """Folders below the root whose trees hold image files."""
+        own = [d.place for d in self.datasets if d.format == "reasonseg"]
+        return (*(() if len(own) == len(self.datasets) else (self.image_dir,)), *own)
 
     @model_validator(mode="after")
     def _unique(self) -> ReferData:

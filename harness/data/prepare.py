@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from harness.data.options import ReferData, ReferSet, SyntheticData, expand_root
 from harness.data.phenomena import PHENOMENA, tag_phenomenon
-from harness.data.refer import Annotation, ImageRecord, ReferDataset, read_refer, to_rle
+from harness.data.readers import read_dataset
+from harness.data.refer import Annotation, ImageRecord, ReferDataset, single_cover, to_rle
 from harness.data.tables import Tables, check_leakage, is_held_out, load_tables, write_tables
 from harness.files import sha256_file
 
@@ -85,13 +86,17 @@ def prepare(
             listed, a referred mask of zero area, a split that is not there.
     """
     refer_root = Path(refer_root)
-    read = [(s, read_refer(refer_root, s.folder or s.name, s.split_by)) for s in datasets]
+    read = [(s, read_dataset(refer_root, s)) for s in datasets]
     rows = [row for part, data in read for row in _expression_rows(part, data)]
     if not rows:
         raise ValueError(f"{refer_root}: no splits are asked for; name at least one")
     expressions = pd.DataFrame(rows)
     records = _records(read, set(expressions["image_id"]))
     files = index_images(refer_root / image_dir)
+    for part in datasets:
+        if part.format == "reasonseg":
+            own = index_images(refer_root / part.place).values()
+            files |= {f"{path.parent.name}/{path.name}": [path] for paths in own for path in paths}
     base = Path(relative_to) if relative_to is not None else refer_root
     images = pd.DataFrame(
         _image_row(record, files, refer_root / image_dir, base)
@@ -106,7 +111,8 @@ def prepare(
     expressions = expressions.merge(
         annotations[["dataset", "ann_id", "category"]], on=["dataset", "ann_id"], validate="many_to_one"
     ).merge(kin, on=["dataset", "image_id", "category"])
-    expressions["distractors"] = expressions.pop("kin") - 1
+    # An annotation with a negative id is made up of several, or of none: it has no kin.
+    expressions["distractors"] = (expressions.pop("kin") - 1).where(expressions["ann_id"] >= 0, 0)
     expressions["phenomenon"] = expressions["sentence"].map(tag_phenomenon)
     expressions = expressions.sort_values(["dataset", "split", "sent_id"], kind="stable", ignore_index=True)
     frames = {"images": images, "annotations": annotations, "expressions": expressions}
@@ -194,25 +200,28 @@ def _image_row(record: ImageRecord, files: dict[str, list[Path]], folder: Path, 
 def _clean(
     expressions: pd.DataFrame, images: pd.DataFrame, read: list[tuple[ReferSet, ReferDataset]], mode: str
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Drop train rows on held-out images, if asked, and count them."""
+    """Drop train rows on held-out images, if asked, and count them either way."""
     held_ids = {ref.image_id for _, data in read for ref in data.refs if is_held_out(ref.split)}
     bytes_of = images.set_index("image_id")["sha256"]
     held_bytes = set(bytes_of[bytes_of.index.isin(held_ids)])
     leaks = (expressions["split"] == "train") & (
         expressions["image_id"].isin(held_ids) | expressions["image_id"].map(bytes_of).isin(held_bytes)
     )
-    if mode != "clean":
-        return expressions, {"dropped_images": 0, "dropped_expressions": 0}
     by_dataset = {
         str(name): {"images": int(rows["image_id"].nunique()), "expressions": len(rows)}
         for name, rows in expressions[leaks].groupby("dataset")
     }
-    counts = {
-        "dropped_images": int(expressions.loc[leaks, "image_id"].nunique()),
-        "dropped_expressions": int(leaks.sum()),
+    images_lost, lost = int(expressions.loc[leaks, "image_id"].nunique()), int(leaks.sum())
+    shared = {"images": images_lost, "expressions": lost, "by_dataset": by_dataset}
+    if mode != "clean":
+        return expressions, {"dropped_images": 0, "dropped_expressions": 0, "held_out_too": shared}
+    dropped = {
+        "dropped_images": images_lost,
+        "dropped_expressions": lost,
         "dropped_by_dataset": by_dataset,
+        "held_out_too": shared,
     }
-    return expressions[~leaks].reset_index(drop=True), counts
+    return expressions[~leaks].reset_index(drop=True), dropped
 
 
 def _annotations(
@@ -226,7 +235,7 @@ def _annotations(
         todo = [a for a in data.annotations.values() if a.image_id in used]
         for annotation in tqdm(todo, desc=f"masks of {part.name}", unit="mask", disable=not progress):
             row = _annotation_row(annotation, part.name, data)
-            if row["area"] > 0:
+            if row["area"] > 0 or annotation.ann_id in data.targetless & referred:
                 rows.append(row)
             elif annotation.ann_id in referred:
                 raise ValueError(
@@ -258,9 +267,15 @@ def _annotation_row(annotation: Annotation, dataset: str, data: ReferDataset) ->
         "w": w,
         "h": h,
         "rle": rle["counts"].decode("ascii"),
+        "rle_single": _text(single_cover(annotation.segmentation, image.height, image.width)),
+        "rle_ignored": _text(data.ignored.get(annotation.ann_id)),
         "height": image.height,
         "width": image.width,
     }
+
+
+def _text(rle: dict[str, Any] | None) -> str:
+    return "" if rle is None else rle["counts"].decode("ascii")
 
 
 def _counts(expressions: pd.DataFrame) -> dict[str, Any]:

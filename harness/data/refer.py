@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,18 @@ from pycocotools import mask as coco_mask
 
 from harness.data.unpickle import load_plain_pickle
 
-__all__ = ["Annotation", "ImageRecord", "Ref", "ReferDataset", "Sentence", "read_refer", "to_rle"]
+__all__ = [
+    "Annotation",
+    "ImageRecord",
+    "Ref",
+    "ReferDataset",
+    "Sentence",
+    "read_instances",
+    "read_refer",
+    "refuse_doubles",
+    "single_cover",
+    "to_rle",
+]
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,8 @@ class ReferDataset:
         annotations: by annotation id; all that the file lists, not only referred ones.
         categories: category names by id.
         instances_path: the file the annotations came from, for messages.
+        targetless: annotations that are empty on purpose: their expressions mean nothing in the image.
+        ignored: RLE of the pixels that are not scored, by annotation id.
     """
 
     name: str
@@ -81,6 +94,8 @@ class ReferDataset:
     annotations: dict[int, Annotation]
     categories: dict[int, str]
     instances_path: Path
+    targetless: frozenset[int] = frozenset()
+    ignored: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -119,13 +134,13 @@ def read_refer(root: Path | str, dataset: str, split_by: str) -> ReferDataset:
     for path in (refs_path, instances_path):
         if not path.is_file():
             raise ValueError(f"{path} does not exist; put the dataset in REFER layout below {root}")
-    images, annotations, categories = _read_instances(instances_path)
+    images, annotations, categories = read_instances(instances_path)
     raw = load_plain_pickle(refs_path)
     if not isinstance(raw, list) or not raw:
         raise ValueError(f"{refs_path} does not hold a list of refs; fetch it again")
     refs = tuple(_ref(entry, refs_path) for entry in raw)
-    _refuse_doubles((ref.ref_id for ref in refs), "ref_id", refs_path)
-    _refuse_doubles((s.sent_id for ref in refs for s in ref.sentences), "sent_id", refs_path)
+    refuse_doubles((ref.ref_id for ref in refs), "ref_id", refs_path)
+    refuse_doubles((s.sent_id for ref in refs for s in ref.sentences), "sent_id", refs_path)
     for ref in refs:
         if ref.ann_id not in annotations:
             raise ValueError(
@@ -161,6 +176,8 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
         return _checked_rle(segmentation, height, width)
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError("the segmentation is neither polygons nor RLE")
+    if all(isinstance(part, dict) for part in segmentation):  # gRefCOCO has lists of RLEs
+        return coco_mask.merge([_checked_rle(part, height, width) for part in segmentation], intersect=False)
     for polygon in segmentation:
         # pycocotools would read four numbers as a box.
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
@@ -168,6 +185,21 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
         if not np.isfinite(np.asarray(polygon, dtype=float)).all():
             raise ValueError("a polygon's coordinates are not all finite")
     return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width), intersect=False)
+
+
+def single_cover(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
+    """The pixels under exactly one polygon of a checked segmentation; ``None`` where that is all of them.
+
+    LISA's and GLaMM's readers add an annotation's polygons up, so that a pixel under two of them is
+    neither target nor background when they score.
+    """
+    if not isinstance(segmentation, list) or len(segmentation) < 2 or isinstance(segmentation[0], dict):
+        return None
+    layers = coco_mask.decode(coco_mask.frPyObjects(segmentation, height, width))
+    covered = layers.sum(axis=2, dtype=np.int64)
+    if covered.max() < 2:
+        return None
+    return coco_mask.encode(np.asfortranarray((covered == 1).astype(np.uint8)))
 
 
 def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
@@ -211,7 +243,12 @@ def _runs(counts: bytes) -> np.ndarray:
     return values
 
 
-def _read_instances(path: Path) -> tuple[dict[int, ImageRecord], dict[int, Annotation], dict[int, str]]:
+def read_instances(path: Path) -> tuple[dict[int, ImageRecord], dict[int, Annotation], dict[int, str]]:
+    """Images, annotations and category names of a COCO instances file, by id.
+
+    Raises:
+        ValueError: it is not whole, or ids stand twice.
+    """
     try:
         content = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -234,8 +271,8 @@ def _read_instances(path: Path) -> tuple[dict[int, ImageRecord], dict[int, Annot
         categories = {int(c["id"]): str(c["name"]) for c in content["categories"]}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a COCO instances file ({error!r}); fetch it again") from error
-    _refuse_doubles((i.image_id for i in images), "image id", path)
-    _refuse_doubles((a.ann_id for a in annotations), "annotation id", path)
+    refuse_doubles((i.image_id for i in images), "image id", path)
+    refuse_doubles((a.ann_id for a in annotations), "annotation id", path)
     for annotation in annotations:
         if annotation.category_id not in categories or len(annotation.box) != 4:
             raise ValueError(
@@ -269,7 +306,8 @@ def _sentence(entry: Any, path: Path) -> Sentence:
     return Sentence(int(entry["sent_id"]), text)
 
 
-def _refuse_doubles(ids: Iterable[int], what: str, path: Path) -> None:
+def refuse_doubles(ids: Iterable[int], what: str, path: Path) -> None:
+    """Raise ``ValueError`` where an id stands twice."""
     seen: set[int] = set()
     for value in ids:
         if value in seen:

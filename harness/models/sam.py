@@ -195,7 +195,8 @@ def decode_masks(
 
 def region_embeddings(image_embeddings: Tensor, masks: Tensor) -> Tensor:
     """``[m, 1, C]`` mean of ``image_embeddings [m, C, h, w]`` under soft ``masks [m, 1, s, s]``."""
-    share = F.adaptive_avg_pool2d(masks, image_embeddings.shape[-2:])
+    height, width = image_embeddings.shape[-2:]
+    share = F.adaptive_avg_pool2d(masks, (height, width))
     total = share.sum((2, 3)).clamp(min=1e-6)
     return ((image_embeddings * share).sum((2, 3)) / total)[:, None]
 

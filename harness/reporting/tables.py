@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from harness.metrics import read_scores
+from harness.metrics import RUN_KEY, read_scores
+from harness.protocols import protocol_table, sum_polygons
 from harness.reporting.aggregate import (
     SCORES_COLUMNS,
     adaptivity,
@@ -43,7 +45,8 @@ MAIN_COLUMNS = (
     "learning_rate",
 )
 TABLE_FILES = (
-    *("scores.csv", "overall.csv", "differences.csv", "phenomena.csv", "tokens.csv", "efficiency.csv"),
+    *("scores.csv", "overall.csv", "differences.csv", "phenomena.csv", "tokens.csv", "protocols.csv"),
+    "efficiency.csv",
     *("main.csv", "main.md", "main.tex", "context.json"),
 )
 
@@ -74,7 +77,7 @@ def main_table(
 def object_counts(prepared_dir: Path | str) -> pd.Series:
     """Annotated objects of each image, by ``image_id``; datasets that share an image share its objects."""
     table = pd.read_parquet(Path(prepared_dir) / "annotations.parquet", columns=["image_id", "ann_id"])
-    return table.groupby("image_id")["ann_id"].nunique()
+    return table[table["ann_id"] >= 0].groupby("image_id")["ann_id"].nunique()  # made-up ids are negative
 
 
 def prepared_of(prepared: Path | str | Mapping[str, Path | str], path: Path | str) -> Path:
@@ -105,6 +108,23 @@ def _with_prepared(
     return phenomena_table(pd.concat(rows, ignore_index=True), context), pd.concat(tokens, ignore_index=True)
 
 
+def _summed(
+    scores: pd.DataFrame,
+    prediction_paths: Sequence[Path | str],
+    prepared: Path | str | Mapping[str, Path | str],
+) -> pd.DataFrame:
+    """All score rows with polygons added up, each run against the tables that it was scored on."""
+    parts = []
+    for path in prediction_paths:
+        predictions = pd.read_parquet(path)
+        folder = Path(prepared_of(prepared, path))
+        mine = np.logical_and.reduce([scores[c] == predictions[c].iloc[0] for c in RUN_KEY])
+        expressions = pd.read_parquet(folder / "expressions.parquet")
+        annotations = pd.read_parquet(folder / "annotations.parquet")
+        parts.append(sum_polygons(scores[mine], predictions, expressions, annotations))
+    return pd.concat(parts, ignore_index=True)
+
+
 def tables_stage(
     score_paths: Sequence[Path | str],
     efficiency_paths: Sequence[Path | str],
@@ -112,6 +132,8 @@ def tables_stage(
     out_dir: Path | str,
     context: ReportContext | Mapping[str, Any],
     learning_rates: Mapping[str, float] | None = None,
+    *,
+    prediction_paths: Sequence[Path | str] = (),
 ) -> None:
     """Write every table of a study (``TABLE_FILES``); what the workflow calls.
 
@@ -123,6 +145,8 @@ def tables_stage(
         out_dir: ``results/<study>/tables``.
         context: see :class:`harness.reporting.context.ReportContext`.
         learning_rates: what rows were trained at, by ``projector.variant.budget``.
+        prediction_paths: ``predictions/<run>.parquet`` of every run, for the protocol that scores with
+            another ground truth; without them it is left out.
 
     Raises:
         ValueError: an input does not keep its form; the message names the file and the mend.
@@ -130,7 +154,9 @@ def tables_stage(
     context = ReportContext.checked(context)
     out = Path(out_dir)
     timings, parameters, relative = read_efficiency(efficiency_paths)
-    scores, overall, differences = score_tables(read_scores(score_paths), context)
+    rows = read_scores(score_paths)
+    scores, overall, differences = score_tables(rows, context)
+    summed = _summed(rows, prediction_paths, prepared_dir) if prediction_paths else None
     phenomena, tokens = _with_prepared(score_paths, prepared_dir, context)
     main = main_table(scores, relative, parameters, learning_rates)
 
@@ -139,6 +165,7 @@ def tables_stage(
     write_csv(out / "differences.csv", differences)
     write_csv(out / "phenomena.csv", phenomena)
     write_csv(out / "tokens.csv", order_rows(tokens, context), "%.6g")
+    write_csv(out / "protocols.csv", order_rows(protocol_table(rows, summed), context))
     write_csv(out / "efficiency.csv", order_rows(timings, context), "%.6g")
     write_csv(out / "main.csv", main)
     notes = adaptivity_notes(order_rows(tokens, context), context)

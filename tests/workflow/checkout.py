@@ -32,8 +32,8 @@ StageName = Literal[
     "efficiency", "tables", "figures", "overlays", "publish",
 ]
 TABLES = [
-    "scores.csv", "overall.csv", "differences.csv", "phenomena.csv", "tokens.csv", "efficiency.csv",
-    "main.csv", "main.md", "main.tex", "context.json",
+    "scores.csv", "overall.csv", "differences.csv", "phenomena.csv", "tokens.csv", "protocols.csv",
+    "efficiency.csv", "main.csv", "main.md", "main.tex", "context.json",
 ]
 FIGURES = "tokens_vs_giou per_split phenomena tokens_vs_objects loss_curves stage_times"
 

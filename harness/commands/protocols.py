@@ -1,0 +1,131 @@
+"""``svp protocols``, ``svp verify``, ``svp data overlap``: what a score was taken on, and what it meets."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["overlap", "protocols", "verify"]
+
+
+def _print(value: Any, as_json: bool, text: str) -> None:
+    sys.stdout.write((json_module.dumps(value, indent=2) if as_json else text) + "\n")
+
+
+def _table(frame: pd.DataFrame) -> str:
+    return frame.to_string(index=False, float_format=lambda v: f"{v:.4f}")
+
+
+def protocols(
+    texts: Path, *, out: Path = Path("results/reference/protocols"), reruns: int = 1000, json: bool = False
+) -> None:
+    """How many expressions each protocol scores, and how far its sampling alone moves gIoU over reruns.
+
+    Args:
+        texts: folder of ``*.jsonl`` with the expressions, images and boxes of RefCOCO's splits.
+        out: where ``counts.csv``, ``sampling.csv``, ``leakage.csv`` and ``provenance.json`` go.
+        reruns: simulated reruns.
+        json: print one JSON value.
+    """
+    from harness.files import write_json
+    from harness.reporting.context import write_csv
+    from harness.sampling import count_protocols, leakage, read_texts, sampling_study
+    from harness.snapshot import provenance_of
+
+    rows = read_texts(texts)
+    tables = {
+        "counts": count_protocols(rows),
+        "sampling": sampling_study(rows, reruns=reruns),
+        "leakage": leakage(texts),
+    }
+    for name, frame in tables.items():
+        write_csv(out / f"{name}.csv", frame)
+    write_json(out / "provenance.json", provenance_of(f"svp protocols TEXTS --reruns {reruns}"))
+    value = {name: frame.to_dict("records") for name, frame in tables.items()}
+    _print(value, json, "\n\n".join(_table(frame) for frame in tables.values() if len(frame)))
+
+
+def verify(
+    study: Path = Path("config/default.yaml"),
+    *,
+    methods: tuple[str, ...] = (),
+    tolerance: float = 0.01,
+    published: Path = Path("results/published"),
+    json: bool = False,
+) -> int:
+    """Say which known value a finished study meets, within what tolerance, under which protocol.
+
+    Args:
+        study: a file of ``config/``, merged onto ``config/default.yaml``; its tables must be there.
+        methods: published methods to hold it against; none: all.
+        tolerance: most that two values may be apart, as a fraction.
+        published: folder of published numbers.
+        json: print one JSON value, with what is not met too.
+
+    Returns:
+        0; 2 where a split has not its known size, or there is nothing to hold the study against.
+    """
+    from harness.config import read_study
+    from harness.data.options import ReferData
+    from harness.files import read_json
+    from harness.plan import Plan
+    from harness.verify import verify_counts, verify_scores
+
+    plan = Plan.from_raw(read_study(study))
+    scores = verify_scores(plan.tables_dir, published, tolerance=tolerance, methods=methods)
+    counts = []
+    for run in {run.data: run for run in plan.runs.values()}.values():
+        if isinstance(run.data, ReferData):
+            split_by = {d.name: d.split_by for d in run.data.datasets if not d.sample}
+            counts += verify_counts(read_json(plan.prepared_dir(run) / "summary.json"), split_by)
+    met = [s for s in scores if s["met"]]
+    open_ = sum(s["met"] is None for s in scores)
+    lines = [
+        f"{s['projector']} ({s['variant']}, {s['budget']}) {s['dataset']}/{s['split']} {s['metric']} "
+        f"{100 * s['ours']:.1f} meets {s['method']} {100 * s['published']:.1f} [{s['how_known']}] under "
+        f"{s['protocol']}, within {100 * tolerance:.1f}"
+        for s in met
+    ]
+    lines += [
+        f"{c['dataset']}/{c['split']}: {c['ours']:,} {c['count']}"
+        + (", as known" if c["met"] else f", but known are {c['known']:,}")
+        for c in counts
+    ]
+    lines.append(
+        f"{len(met)} of {len(scores)} published values met; {open_} cannot be held against anything here, "
+        "as their protocol is unknown or was not run"
+    )
+    _print({"scores": scores, "counts": counts}, json, "\n".join(lines))
+    return 2 if any(not c["met"] for c in counts) or not (scores or counts) else 0
+
+
+def overlap(study: Path = Path("config/default.yaml"), *, json: bool = False) -> None:
+    """Count the train photographs that other datasets hold out, and what ``train_pool: clean`` drops.
+
+    Args:
+        study: a file of ``config/``, merged onto ``config/default.yaml``; its annotation files are read.
+        json: print one JSON value.
+    """
+    import pandas as pd
+
+    from harness.config import read_study
+    from harness.data.options import ReferData, expand_root
+    from harness.data.overlap import overlap_table
+    from harness.data.readers import read_dataset
+    from harness.plan import Plan
+
+    plan = Plan.from_raw(read_study(study))
+    frames = [
+        overlap_table({part.name: read_dataset(expand_root(data.root), part) for part in data.datasets})
+        for data in dict.fromkeys(run.data for run in plan.runs.values())
+        if isinstance(data, ReferData)
+    ]
+    if not frames:
+        raise ValueError(f"{study} reads no REFER data; name a study that does, such as config/paper.yaml")
+    table = pd.concat(frames, ignore_index=True)
+    _print(table.to_dict("records"), json, _table(table))

@@ -1,0 +1,206 @@
+"""Checks everything that a long run would stumble over, before it starts: ``svp doctor``.
+
+Every check is one function from a plan to findings; none of them changes anything or needs the network.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.config import LanguageConfig, RunConfig
+from harness.data.check import Finding, check_data
+from harness.data.options import ReferData, expand_root
+from harness.data.sources import EXPECTED
+from harness.files import sha256_file
+from harness.plan import Plan
+
+__all__ = ["examine", "memory_estimate", "parameters_of_name"]
+
+_GB = 1e9
+# Parameters of encoders by the size in their name: SAM's image encoders, DINOv2 and CLIP vision models.
+_SAM_SIZES = {"tiny": 1e6, "vit_b": 94e6, "vit_l": 312e6, "vit_h": 641e6}
+_VISION_SIZES = {"small": 22e6, "base": 87e6, "large": 304e6, "so400m": 428e6, "giant": 1.14e9}
+
+
+def examine(plan: Plan) -> list[Finding]:
+    """Every finding of a study: data, weights, device, memory, attention, disk, tracker."""
+    runs = list(plan.runs.values())
+    findings: list[Finding] = []
+    for data in dict.fromkeys(run.data for run in runs):
+        if isinstance(data, ReferData):
+            findings += check_data(data)
+        else:
+            findings.append(Finding("data: synthetic scenes, which the workflow draws itself", "ok"))
+    trained = {run.models.model_dump_json(): run for run in runs if run.acts_on != "superpixels"}
+    for run in trained.values():
+        findings += [*_weights(run), *_device(run), *_attention(run.models.language)]
+    findings += [*_disk(plan), *_tracker(plan)]
+    return list(dict.fromkeys(findings))
+
+
+def _weights(run: RunConfig) -> Iterator[Finding]:
+    for part in ("vision", "language", "sam"):
+        config = getattr(run.models, part)
+        if config.source == "pretrained":
+            yield Finding(f"{part}: a tiny one, which the workflow trains itself", "ok")
+        elif part == "sam":
+            yield _sam_checkpoint(config.source, config.sha256)
+        else:
+            yield _hub_weights(part, config.source)
+
+
+def _sam_checkpoint(source: str, sha256: str | None) -> Finding:
+    mend = "get it from github.com/facebookresearch/segment-anything (Model Checkpoints)"
+    try:
+        path = expand_root(source)
+    except ValueError:
+        variable = re.findall(r"\$\{(\w+)\}", source)
+        return Finding(
+            f"sam: {source} is not there", "missing", f"{mend}; export {variable[0]} as the folder it lies in"
+        )
+    if not path.exists():
+        return Finding(f"sam: {path} is not there", "missing", mend)
+    if sha256 is not None and sha256_file(path) != sha256:
+        return Finding(f"sam: {path} has another sha256 than {sha256[:12]}…", "wrong", f"delete it; {mend}")
+    return Finding(f"sam: {path}" + (", its sha256 is right" if sha256 else ""), "ok")
+
+
+def _hub_weights(part: str, source: str) -> Finding:
+    """A local folder, or a name of the Hugging Face hub whose files are in the cache."""
+    source = os.path.expandvars(source)
+    folder = Path(source).expanduser()
+    local = folder.is_dir()
+    if not local:
+        from huggingface_hub import scan_cache_dir
+        from huggingface_hub.errors import CacheNotFound
+
+        try:
+            found = [repo for repo in scan_cache_dir().repos if repo.repo_id == source]
+        except CacheNotFound:
+            found = []
+        names = [f.file_name for repo in found for r in repo.revisions for f in r.files]
+    else:
+        names = [path.name for path in folder.iterdir()]
+    if "config.json" in names and any(n.endswith((".safetensors", ".bin")) for n in names):
+        return Finding(f"{part}: {source}" + ("" if local else " is in the Hugging Face cache"), "ok")
+    what = (
+        "holds no config.json with weights" if local else "is neither a folder nor in the Hugging Face cache"
+    )
+    return Finding(f"{part}: {source} {what}", "missing", f"hf download {source} (where there is a network)")
+
+
+def parameters_of_name(source: str, sizes: dict[str, float]) -> float | None:
+    """Parameters that a model's name tells (``7b``, ``0.5B``, ``large``), or ``None``."""
+    if found := re.search(r"(?<![\w.])(\d+(?:\.\d+)?)b(?![a-z0-9])", source.lower()):
+        return float(found[1]) * 1e9
+    return next((count for word, count in sizes.items() if word in source.lower()), None)
+
+
+def memory_estimate(run: RunConfig) -> float | None:
+    """Least bytes that training takes on a GPU, activations apart; ``None`` where a name tells no size.
+
+    Frozen weights are counted in the training's dtype; what learns (the embeddings, the head, the mask
+    decoder, LoRA, a projector: 5 % of the language model) in float32 with gradient and Adam's two moments.
+    """
+    models, config = run.models, run.training
+    language = parameters_of_name(models.language.source, {})
+    vision = parameters_of_name(models.vision.source, _VISION_SIZES)
+    if language is None or vision is None:
+        return None
+    width = 2 if config.dtype == "bfloat16" else 4
+    return width * (language + vision + _SAM_SIZES[models.sam.kind]) + 16 * 0.05 * language
+
+
+def _device(run: RunConfig) -> Iterator[Finding]:
+    if run.models.pretrain is not None:
+        yield Finding("device: models this small need no GPU", "ok")
+        return
+    need = memory_estimate(run)
+    text = (
+        f"{need / _GB:.0f} GB for weights and optimiser, activations apart" if need else "an unknown amount"
+    )
+    import torch
+
+    if not torch.cuda.is_available():
+        yield Finding(
+            f"device: no GPU is visible, and training takes {text}",
+            "missing",
+            "run it where there is one: svp run STUDY --profile slurm",
+        )
+        return
+    memory = torch.cuda.get_device_properties(0).total_memory
+    name = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()} of {memory / _GB:.0f} GB"
+    if need and need > memory:
+        mend = "take models: small, a smaller dtype, or training.strategy: fsdp over several GPUs"
+        yield Finding(f"device: {name}, but training takes {text}", "wrong", mend)
+    else:
+        yield Finding(f"device: {name}; training takes {text}", "ok")
+    if run.training.dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
+        yield Finding(f"device: {name} has no bfloat16", "wrong", "set training.dtype: float32")
+
+
+def _attention(config: LanguageConfig) -> Iterator[Finding]:
+    if config.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        yield Finding(
+            "attention: flash_attention_2 is asked for, but flash_attn is not installed",
+            "missing",
+            "pip install flash-attn, or set models.language.attention: sdpa",
+        )
+    else:
+        yield Finding(f"attention: {config.attention}", "ok")
+
+
+def _images_of(data: ReferData) -> int:
+    """Photographs of the data's splits as far as their counts are known."""
+    known = [EXPECTED.get((d.place, d.split_by, s)) for d in data.datasets for s in d.splits]
+    return max(sum(k.images or 0 for k in known if k), 25_000)  # the three train splits share some 25,000
+
+
+def _disk(plan: Plan) -> Iterator[Finding]:
+    folder = plan.results
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    need = 2e9
+    for run in {r.data: r for r in plan.runs.values()}.values():
+        if isinstance(run.data, ReferData) and run.models.pretrain is None:
+            height, width = run.models.vision.grid
+            # A cached image: patches of width 1,024 and SAM's 64 x 64 x 256, two bytes each.
+            need += _images_of(run.data) * 2 * (height * width * 1024 + 64 * 64 * 256)
+    text = f"disk: {free / _GB:.0f} GB free for {plan.results}, up to {need / _GB:.0f} GB wanted"
+    if free >= need:
+        yield Finding(text, "ok")
+    else:
+        mend = "free some, set results: to another disk, or cache less (models.features.budget_gb)"
+        yield Finding(text, "note" if free > 2e9 else "missing", mend)
+
+
+def _tracker(plan: Plan) -> Iterator[Finding]:
+    if importlib.util.find_spec("mlflow") is None:
+        yield Finding("tracker: mlflow is not installed", "missing", "pip install -e '.[workflow]'")
+        return
+    uri = plan.study.tracking_uri or f"sqlite:///{plan.results}/mlflow.db"
+    if uri.startswith(("http://", "https://")):
+        import requests
+
+        try:
+            requests.get(f"{uri}/health", timeout=5).raise_for_status()
+        except requests.exceptions.RequestException as error:
+            mend = "start it, or leave tracking_uri empty; the study itself finishes without it"
+            yield Finding(f"tracker: {uri} does not answer ({type(error).__name__})", "wrong", mend)
+            return
+    elif uri.startswith("sqlite:///"):
+        folder = Path(uri.removeprefix("sqlite:///")).parent
+        while not folder.exists():
+            folder = folder.parent
+        if not os.access(folder, os.W_OK):
+            yield Finding(
+                f"tracker: {folder} cannot be written to", "wrong", "set tracking_uri: to another place"
+            )
+            return
+    yield Finding(f"tracker: {uri}", "ok")

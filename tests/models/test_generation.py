@@ -1,0 +1,67 @@
+"""Free decoding: a forced answer's mask where the words are the same, none where [SEG] is not said."""
+
+import pytest
+import torch
+from test_ris import EXPRESSIONS, features, make_model
+from torch import nn
+
+from harness.config import ProtocolConfig
+from harness.generation import generate_prompts
+from harness.models.language import Template
+
+
+class Scripted(nn.Module):
+    """An output head that says the next word of a script, told by the number of words said so far."""
+
+    def __init__(self, model, *scripts):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(len(model.template.tokenizer), 1))
+        self.scripts, self.calls = scripts, 0
+
+    def forward(self, states):
+        words = torch.zeros(len(states), len(self.weight))
+        for row in range(len(states)):
+            script = self.scripts[row % len(self.scripts)]
+            words[row, script[min(self.calls, len(script) - 1)]] = 1
+        self.calls += 1
+        return words
+
+
+@pytest.fixture
+def model(language_dir):
+    return make_model(language_dir)
+
+
+def speak(model, monkeypatch, *scripts, max_new_tokens=8):
+    head = Scripted(model, *scripts)
+    monkeypatch.setattr(model.language, "get_output_embeddings", lambda: head)
+    image, _ = features(3)
+    visual = model.visual_tokens(image)
+    return *generate_prompts(model, visual, EXPRESSIONS, max_new_tokens), head.calls
+
+
+@pytest.mark.parametrize("answer", ["[SEG]", "the cup is [SEG]"])
+def test_the_same_words_give_the_forced_answers_prompts(model, monkeypatch, answer):
+    model.template = Template.parse(ProtocolConfig(answer=answer), model.template.tokenizer)
+    image, _ = features(3)
+    packed = model.pack(model.visual_tokens(image), EXPRESSIONS)
+    forced = model.seg_prompts(model.hidden(packed), packed)
+    words = model.template.tokenizer.encode(answer, add_special_tokens=False)
+    prompts, emitted, calls = speak(model, monkeypatch, words)
+    assert emitted.all() and calls == len(words)
+    torch.testing.assert_close(prompts, forced, atol=1e-5, rtol=1e-5)
+
+
+def test_an_expression_without_seg_has_no_prompt(model, monkeypatch):
+    tokenizer = model.template.tokenizer
+    cup, end = tokenizer.convert_tokens_to_ids("cup"), tokenizer.eos_token_id
+    prompts, emitted, calls = speak(model, monkeypatch, [cup, model.seg_id], [end], [cup])
+    assert emitted.tolist() == [True, False, False] * 2
+    assert (prompts[~emitted] == 0).all() and (prompts[emitted] != 0).any()
+    assert calls == 8  # the third never stops by itself
+
+
+def test_nothing_is_said_after_all_have_stopped(model, monkeypatch):
+    end = model.template.tokenizer.eos_token_id
+    _, emitted, calls = speak(model, monkeypatch, [end])
+    assert not emitted.any() and calls == 1
