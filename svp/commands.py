@@ -42,7 +42,9 @@ def bench_superpixels_command(
     *,
     json: bool = False,
     kind: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "tiny",
-    points_per_side: int = 8,
+    points_per_side: int = 32,
+    options: str = "{}",
+    thresholds: str = "{}",
 ) -> None:
     """The exact and adaptive generators against SAM's own, on the same weights and images.
 
@@ -52,12 +54,23 @@ def bench_superpixels_command(
         json: print one JSON value (the default too).
         kind: of the checkpoint.
         points_per_side: prompts a side; 32 is SAM's default.
+        options: of the superpixels that `adaptive` is compared in, as JSON; default: the preset `svp`.
+        thresholds: of the official and the exact generator, as JSON; default: SAM's own, which a tiny SAM
+            hardly passes. Example: {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.5}.
     """
     from harness.superpixels import open_sam, read_rgb
     from svp.bench import bench_superpixels
 
     arrays = [read_rgb(path) for path in images]
-    _print(bench_superpixels(open_sam(sam, kind), arrays, points_per_side=points_per_side))
+    _print(
+        bench_superpixels(
+            open_sam(sam, kind),
+            arrays,
+            points_per_side=points_per_side,
+            options=json_module.loads(options),
+            thresholds=json_module.loads(thresholds),
+        )
+    )
 
 
 def superpixels(
