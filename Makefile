@@ -1,13 +1,15 @@
 # make run [STUDY=config/studies/x.yaml] [PROFILE=slurm]   set up, run a study, print its table
 # make test [TESTS=tests/config]                           set up, run the tests
 # make snapshot [STUDY=…]                                  keep a finished study's tables and figures
+# make studies [STUDIES="ssa sspe"]                        run and keep the default study and its ablations
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test setup snapshot
+.PHONY: help run test setup snapshot studies
 
 PYTHON ?= python3
 STUDY ?= config/default.yaml
+STUDIES ?= table4 encoder sspe sspe_size ssa superpixels granularity cross_domain token_order
 TESTS ?= tests
 BIN := .venv/bin
 # The stamp lies in .venv and is newer than what it was made from: nothing is installed twice.
@@ -26,6 +28,13 @@ test: $(STAMP)
 
 snapshot: $(STAMP)
 	@$(BIN)/svp snapshot $(STUDY) --command "make run STUDY=$(STUDY)"
+
+# The default study comes first: data, pretrained models, superpixels and features are then there for all.
+studies: $(STAMP)
+	@for study in default $(STUDIES); do \
+		file=config/studies/$$study.yaml; test $$study != default || file=config/default.yaml; \
+		$(MAKE) --no-print-directory run STUDY=$$file && $(MAKE) --no-print-directory snapshot STUDY=$$file; \
+	done
 
 setup: $(STAMP)
 

@@ -37,6 +37,7 @@ __all__ = [
     "load_study",
     "read_study",
     "resolve_study",
+    "row_names",
 ]
 
 FEATURE_ITEMS = ("patches", "levels", "cls_attention", "keys", "encoder_tokens", "sam")
@@ -134,7 +135,10 @@ class FeatureConfig(Strict):
 
 
 class PretrainConfig(Strict):
-    """Sizes and schedules of the tiny models that the workflow pretrains on the pool of images."""
+    """Sizes and schedules of the tiny models that the workflow pretrains on the pool of images.
+
+    ``pool_domain``: the look of the pool's scenes, where it is not to be that of the study's own data.
+    """
 
     seed: int = 0
     vision_width: int = 96
@@ -154,6 +158,7 @@ class PretrainConfig(Strict):
     sam_dense_steps: int = 400
     sam_steps: int = 300
     sam_learning_rate: float = 3e-3
+    pool_domain: Literal["shapes", "blobs"] | None = None
     batch: int = 8
     learning_rate: float = 2e-3
     torch_threads: int = 1
@@ -326,7 +331,7 @@ class Row(Strict):
         full_budgets: further ones, left out at ``effort: quick``.
         config: the projector's own options.
         set: flat deltas of this row alone, as in the study's ``set``.
-        of: for a control that acts on a finished run: the name of that row's projector.
+        of: for a control that acts on a finished run: that row's projector, or ``projector.variant``.
     """
 
     name: str
@@ -457,6 +462,9 @@ def _apply(blocks: dict[str, Any], key: str, value: Any, root: Path, where: str)
         target = target.setdefault(step, {})
         if not isinstance(target, dict):
             raise ConfigError(f"{where}: '{key}' goes through '{step}', which holds no keys")
+    if isinstance(value, str) and isinstance(target.get(last), dict):
+        # A word in place of keys names a part within the part: the same word at every model size.
+        value = _load_part(root, "/".join([block, *path, last]), value, blocks["models"].get("size", "tiny"))
     target[last] = value
 
 
@@ -510,6 +518,12 @@ def load_study(raw: Mapping[str, Any]) -> StudyConfig:
     return study
 
 
+def row_names(projector: str, variant: str) -> tuple[str, ...]:
+    """What ``of`` may call a row: its projector with its variant, and without where that is ``base``."""
+    named = f"{projector}.{variant}"
+    return (projector, named) if variant == "base" else (named,)
+
+
 def _check_row(row: Row, study: StudyConfig) -> Any:
     try:
         info = get_projector(row.name)
@@ -521,8 +535,9 @@ def _check_row(row: Row, study: StudyConfig) -> Any:
                 f"config: rows: {row.name}: unknown option '{key}'{nearest(key, sorted(info.options))}"
             )
     if info.acts_on == "run":
-        names = [r.label or r.name for r in study.rows]
-        if row.of is None or row.of not in names:
+        rows = [row_names(r.label or r.name, r.variant) for r in study.rows]
+        if row.of is None or not any(row.of in names for names in rows):
+            names = [names[0] for names in rows]
             raise ConfigError(
                 f"config: rows: '{row.name}' acts on a finished run; 'of' must name one of {', '.join(names)}"
             )

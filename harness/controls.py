@@ -6,12 +6,14 @@ would allow with a perfect choice. Like projectors they are one file each, found
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
 from harness.discovery import load_projector
+from harness.projector import Projector, ProjectorConfig
 
 __all__ = ["Control", "load_control"]
 
@@ -31,6 +33,16 @@ class Control:
     acts_on: ClassVar[str] = "run"
     needs: ClassVar[tuple[str, ...]] = ()
 
+    class Config(ProjectorConfig):
+        """No options."""
+
+    def __init__(self, config: ProjectorConfig | None = None):
+        """Keep the options."""
+        self.config = config if config is not None else self.Config()
+
+    def adjust(self, projector: Projector) -> None:
+        """Change the finished run's projector in place before it predicts; nothing by default."""
+
     def rewrite(self, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
         """The expressions that the model is shown, in place of ``rows``; unchanged by default."""
         return rows
@@ -40,6 +52,7 @@ class Control:
         raise NotImplementedError(f"control '{self.name}' chooses no superpixel")
 
 
-def load_control(name: str) -> Control:
-    """The control called ``name``."""
-    return load_projector(name)()  # type: ignore
+def load_control(name: str, options: Mapping[str, Any]) -> Control:
+    """The control called ``name``, with its options checked."""
+    control: Any = load_projector(name)
+    return control(control.Config(**options))

@@ -15,7 +15,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from harness.config import ConfigError, RunConfig, StudyConfig, SuperpixelConfig, load_study, resolve_study
+from harness.config import (
+    ConfigError,
+    RunConfig,
+    StudyConfig,
+    SuperpixelConfig,
+    load_study,
+    resolve_study,
+    row_names,
+)
 from harness.data.options import ReferData, SyntheticData, expand_root
 from harness.files import digest, read_json, write_json
 
@@ -163,9 +171,10 @@ class Plan:
 
     def pool_options(self, run: RunConfig) -> SyntheticData:
         """The synthetic data whose pool the tiny models are pretrained on."""
-        if isinstance(run.data, SyntheticData):
-            return run.data.pool_only()
-        return SyntheticData().pool_only()
+        data = run.data if isinstance(run.data, SyntheticData) else SyntheticData()
+        pool = data.pool_only()
+        domain = run.models.pretrain.pool_domain if run.models.pretrain is not None else None
+        return pool if domain is None else pool.model_copy(update={"domain": domain})
 
     def pool_spec(self, run: RunConfig) -> dict[str, Any]:
         """What the pretraining pool depends on."""
@@ -283,7 +292,7 @@ class Plan:
         if run.acts_on != "run":
             return run
         for other in self.trained:
-            if other.projector == run.of and other.seed == run.seed:
+            if run.of in row_names(other.projector, other.variant) and other.seed == run.seed:
                 return other
         raise ValueError(f"{run.id} acts on '{run.of}', which is not trained in this study")
 

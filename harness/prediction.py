@@ -83,7 +83,7 @@ def predict_stage(plan: Plan, run: RunConfig) -> None:
     base = plan.base_run(run)
     data = RunData(plan, base)
     rows = select(evaluated(data.expressions, run.splits), run.protocol).reset_index(drop=True)
-    control = load_control(run.source) if run.acts_on != "training" else None
+    control = load_control(run.source, run.config) if run.acts_on != "training" else None
     if control is not None:
         rows = control.rewrite(rows, run.seed)
     emitted = [True] * len(rows)
@@ -94,6 +94,8 @@ def predict_stage(plan: Plan, run: RunConfig) -> None:
         model = build_model(plan, base, data).to(device).eval()
         load_stage(model, plan.run_dir(base.id) / "stage2.safetensors")
         model.projector.stage = 2
+        if control is not None:
+            control.adjust(model.projector)
         counts, tokens, emitted = [], [], []
         total = rows.groupby(["dataset", "split", "image_id"]).ngroups
         with tqdm(total=total, desc=f"predict {run.id}", unit="image", mininterval=5) as bar:

@@ -34,8 +34,12 @@ def build_source(plan: Plan, run: RunConfig, tables: Tables | None = None) -> Su
     if config is None:
         raise ValueError(f"{run.id} uses no superpixels")
     source_class = load_source(config.source)
+    values = dict(config.options)
+    if "annotations" in source_class.Config.model_fields:
+        # An oracle looks masks up in the tables of the run's own data, unless it names others.
+        values.setdefault("annotations", plan.prepared_dir(run) / "annotations.parquet")
     try:
-        options = source_class.Config(**config.options)
+        options = source_class.Config(**values)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(p) for p in first["loc"])

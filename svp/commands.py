@@ -42,7 +42,9 @@ def bench_superpixels_command(
     *,
     json: bool = False,
     kind: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "tiny",
-    points_per_side: int = 8,
+    points_per_side: int = 32,
+    options: str = "{}",
+    thresholds: str = "{}",
 ) -> None:
     """The exact and adaptive generators against SAM's own, on the same weights and images.
 
@@ -52,12 +54,68 @@ def bench_superpixels_command(
         json: print one JSON value (the default too).
         kind: of the checkpoint.
         points_per_side: prompts a side; 32 is SAM's default.
+        options: of the superpixels that `adaptive` is compared in, as JSON; default: the preset `svp`.
+        thresholds: of the official and the exact generator, as JSON; default: SAM's own, which a tiny SAM
+            hardly passes. Example: {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.5}.
     """
     from harness.superpixels import open_sam, read_rgb
     from svp.bench import bench_superpixels
 
     arrays = [read_rgb(path) for path in images]
-    _print(bench_superpixels(open_sam(sam, kind), arrays, points_per_side=points_per_side))
+    _print(
+        bench_superpixels(
+            open_sam(sam, kind),
+            arrays,
+            points_per_side=points_per_side,
+            options=json_module.loads(options),
+            thresholds=json_module.loads(thresholds),
+        )
+    )
+
+
+@bench.command(name="calibrate")
+def calibrate_command(
+    images: list[Path],
+    *,
+    option: str = "pred_iou_thresh",
+    low: float = 0.0,
+    high: float = 1.0,
+    count: float = 40.0,
+    source: str = "sam",
+    options: str = "{}",
+    sam: Path | None = None,
+    kind: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "tiny",
+) -> None:
+    """Find the value of one option of a superpixel source that gives a wanted mean count.
+
+    Args:
+        images: photographs or scenes.
+        option: of the source; a whole number is tried where its field is one.
+        low: one end of the values tried.
+        high: the other end.
+        count: wanted mean; SVP reports about 40 on COCO photographs.
+        source: a superpixel source.
+        options: of the source, as JSON, besides ``option``.
+        sam: weights, for sources that use a SAM.
+        kind: of the weights.
+    """
+    from dataclasses import asdict
+
+    from harness.superpixels import load_source, open_sam, read_rgb
+    from svp.superpixels.calibration import calibrate
+
+    chosen, given = load_source(source), json_module.loads(options)
+    if option not in chosen.Config.model_fields:
+        known = ", ".join(chosen.Config.model_fields)
+        raise ValueError(f"superpixel source '{source}' has no option '{option}'; it has {known}")
+    whole = "int" in str(chosen.Config.model_fields[option].annotation)
+    model = open_sam(sam, kind) if sam is not None else None
+
+    def build(value: float) -> Any:
+        return chosen(chosen.Config(**given | {option: round(value) if whole else value}), model)
+
+    found = calibrate(build, [read_rgb(path) for path in images], count, low=low, high=high)
+    _print({"option": option, **asdict(found)})
 
 
 def superpixels(

@@ -7,21 +7,26 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from harness.superpixels import SuperpixelMasks, SuperpixelSource, read_rgb
 
-__all__ = ["draw_superpixels", "superpixel_overlay"]
+__all__ = ["draw_attention", "draw_superpixels", "superpixel_overlay"]
 
 _GOLDEN = 0.618033988749895  # steps of the hue by it keep neighbours apart
+_PIXELS_A_LINE = 1200  # of the shorter side, for each pixel by which outlines widen
+_SEAM = 0.5
 
 
-def draw_superpixels(image: np.ndarray, masks: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """Each mask in its own colour, the smallest on top, outlined in white; what none covers stays as it is.
+def draw_superpixels(image: np.ndarray, masks: np.ndarray, opacity: float = 0.35) -> np.ndarray:
+    """Each mask in a tint of its own, the smallest on top; what none covers stays as it is.
+
+    Outlines are white within a dark seam, so that they show on any photograph; they widen with it.
 
     Args:
         image: ``[H, W, 3]`` uint8.
         masks: ``[K, H, W]`` bool.
-        opacity: of the colours, in 0..1.
+        opacity: of the tints, in 0..1.
 
     Returns:
         ``[H, W, 3]`` uint8.
@@ -30,13 +35,39 @@ def draw_superpixels(image: np.ndarray, masks: np.ndarray, opacity: float = 0.5)
     for i in np.argsort(-masks.sum(axis=(1, 2)), kind="stable"):
         owner[masks[i]] = i
     hues = [(i * _GOLDEN) % 1 for i in range(len(masks))]
-    colours = np.array([colorsys.hsv_to_rgb(hue, 0.9, 1.0) for hue in hues] or [(0, 0, 0)]) * 255
+    colours = np.array([colorsys.hsv_to_rgb(hue, 0.75, 1.0) for hue in hues] or [(0, 0, 0)]) * 255
     painted = (1 - opacity) * image + opacity * colours[owner]
     result = np.where(owner[..., None] >= 0, painted, image)
     edge = np.zeros(image.shape[:2], bool)
     edge[:, 1:] |= owner[:, 1:] != owner[:, :-1]
     edge[1:] |= owner[1:] != owner[:-1]
-    result[edge] = 255
+    width = round(min(image.shape[:2]) / _PIXELS_A_LINE)
+    line = ndimage.binary_dilation(edge, iterations=width) if width else edge
+    result[ndimage.binary_dilation(line) & ~line] *= _SEAM
+    result[line] = 255
+    return np.clip(np.rint(result), 0, 255).astype(np.uint8)
+
+
+def draw_attention(
+    image: np.ndarray, weights: np.ndarray, grid: tuple[int, int], mask: np.ndarray | None = None
+) -> np.ndarray:
+    """Where one superpixel looks: the photograph lit by its attention, the superpixel outlined in white.
+
+    Args:
+        image: ``[H, W, 3]`` uint8.
+        weights: ``[n]`` attention over the patches (:meth:`svp.projector.SVP.attention_maps`, mean of heads).
+        grid: ``(h, w)`` of the patches, in raster order.
+        mask: ``[H, W]`` bool, the superpixel.
+
+    Returns:
+        ``[H, W, 3]`` uint8; the patch looked at most stands in full light, one never looked at in a fifth.
+    """
+    size = (image.shape[1], image.shape[0])
+    lit = (weights / max(float(weights.max()), 1e-12)).reshape(grid).astype(np.float32)
+    light = np.asarray(Image.fromarray(lit).resize(size, Image.Resampling.BILINEAR))
+    result = image * (0.2 + 0.8 * light[..., None])
+    if mask is not None:
+        result[mask & ~ndimage.binary_erosion(mask)] = 255
     return np.clip(np.rint(result), 0, 255).astype(np.uint8)
 
 

@@ -55,6 +55,7 @@ class ReportContext(_Strict):
         effort: ``quick`` is said in every caption.
         notes: sentences under the tables: superpixel source, provenance of the encoders.
         order: projectors in the order of the config; others follow by name.
+        variants: their variants in the order of the config; others follow by name.
         controls: projectors that stand in a group of their own and are never ranked.
         reference: the projector that speed-ups are relative to.
         skipped: combinations that were not run.
@@ -69,6 +70,7 @@ class ReportContext(_Strict):
     effort: Literal["quick", "full"] = "full"
     notes: tuple[str, ...] = ()
     order: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
     controls: tuple[str, ...] = ()
     reference: str | None = None
     skipped: tuple[Skipped, ...] = ()
@@ -93,6 +95,7 @@ class ReportContext(_Strict):
             "effort": study.get("effort", "full"),
             "notes": tuple(study.get("notes", ())),
             "order": tuple(names),
+            "variants": tuple(dict.fromkeys(run["variant"] for run in runs)),
             "controls": tuple(n for n in names if n in controls),
             "reference": study.get("reference_row"),
             "resamples": study.get("bootstrap_resamples", 2000),
@@ -202,15 +205,17 @@ def split_order(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def order_rows(frame: pd.DataFrame, context: ReportContext) -> pd.DataFrame:
-    """Rows in the config's order of projectors, then variant, then budget (own count, then largest first)."""
+    """Rows in the config's order of projectors, then of variants, then budget (own, largest first)."""
     place = {name: k for k, name in enumerate(context.order)}
-    last = len(place)
+    variant = {name: k for k, name in enumerate(context.variants)}
     keyed = frame.assign(
-        _place=[place.get(p, last) for p in frame["projector"]],
+        _place=[place.get(p, len(place)) for p in frame["projector"]],
+        _variant=[variant.get(v, len(variant)) for v in frame["variant"]],
         _budget=[_budget_rank(str(b)) for b in frame["budget"]],
     )
-    columns = ["_place", "projector", "variant", "_budget"]
-    return keyed.sort_values(columns, kind="stable", ignore_index=True).drop(columns=["_place", "_budget"])
+    columns = ["_place", "projector", "_variant", "variant", "_budget"]
+    ranked = keyed.sort_values(columns, kind="stable", ignore_index=True)
+    return ranked.drop(columns=["_place", "_variant", "_budget"])
 
 
 def row_label(projector: str, variant: str, budget: str, *, with_budget: bool = False) -> str:

@@ -1,10 +1,11 @@
-"""Prompts only where no whole object lies yet: a quarter of the grid in place of all of it.
+"""Prompts only where no confident mask lies yet: a quarter of the grid in place of all of it.
 
-The rock-sand-water filter keeps no part of which a whole mask covers enough, so a point inside an
-accepted whole has little left to add. Points are asked in rounds, each spread over the image; after a
-round those that an accepted whole covers are passed over. Scores and suppression work on the
-low-resolution logits, so that only the survivors are scaled up. An approximation: its agreement with
-the full grid is measured, not promised.
+The rock-sand-water filter keeps no part of which a whole mask covers enough, so a point well inside an
+accepted whole has little left to add. Points are asked in rounds, the first spread over the image; each
+later one takes the points that the accepted wholes cover least surely, and those that one of them covers
+surely are passed over. How sure is the logit there over the mask's own median: a background reaches over
+small objects, but thinly. Where to ask is decided on low-resolution logits, what is kept as on the full
+grid. An approximation: its agreement with the full grid is measured, not promised.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ __all__ = ["adaptive_candidates", "progressive_order"]
 
 _ROUNDS = 4
 _WHOLE = 2
+_SURE = 0.9
 
 
 def progressive_order(side: int) -> Tensor:
@@ -45,7 +47,7 @@ def adaptive_candidates(
     share: float,
     batch: int,
 ) -> tuple[Candidates, int]:
-    """Stable, de-duplicated candidates of at most ``share`` of the prompts.
+    """Candidates of at most ``share`` of the prompts.
 
     Args:
         sam: in eval mode.
@@ -58,56 +60,56 @@ def adaptive_candidates(
         batch: prompts decoded at once.
 
     Returns:
-        Candidates left after suppression, and how many prompts were asked.
+        Candidates that pass the gate, and how many prompts were asked.
     """
     side = round(len(points) ** 0.5)
     waiting = progressive_order(side).to(points.device)
     budget = max(1, int(share * len(points)))
     each, asked = min(batch, -(-budget // _ROUNDS)), 0
-    kept = None
+    rounds: list[Candidates] = []
     while asked < budget and len(waiting):
         count = min(each, budget - asked)
         now, waiting = waiting[:count], waiting[count:]
-        found = exact_candidates(sam, embedding, points[now], gate)
+        rounds.append(exact_candidates(sam, embedding, points[now], gate))
         asked += len(now)
-        scale = found.logits.shape[-1] / sam.image_encoder.img_size
+        scale = rounds[0].logits.shape[-1] / sam.image_encoder.img_size
         valid = [max(1, round(length * scale)) for length in input_size]
-        found = _stable(found, valid, settings, sam.mask_threshold)
-        kept = found if kept is None else _joined(kept, found)
-        inner = kept.logits[:, : valid[0], : valid[1]] > sam.mask_threshold
-        ranked = kept.predicted_iou + selection.level_values(kept.levels, settings.score_nms_offset)
-        best = selection.non_maximum_suppression(selection.mask_boxes(inner), ranked, settings.box_nms_thresh)
-        kept, inner = _rows(kept, best), inner[best]
-        covered = inner[kept.levels == _WHOLE].any(dim=0)
-        place = (points[waiting] * scale).long()
-        x, y = place[:, 0].clamp(max=valid[1] - 1), place[:, 1].clamp(max=valid[0] - 1)
-        waiting = waiting[~covered[y, x]]
-    if kept is None:
+        height = _wholes(_joined(rounds), valid, settings, sam.mask_threshold)
+        if len(height):
+            place = (points[waiting] * scale).long()
+            x, y = place[:, 0].clamp(max=valid[1] - 1), place[:, 1].clamp(max=valid[0] - 1)
+            sure = _sureness(height)[:, y, x].amax(dim=0)
+            # stable: equally sure points stay in the order that spreads them
+            ascending = torch.argsort(sure, stable=True)
+            waiting = waiting[ascending[sure[ascending] < _SURE]]
+    if not rounds:
         raise ValueError("no prompts to ask; points_per_side must be at least 1")
-    return kept, asked
+    return _joined(rounds), asked
 
 
-def _rows(candidates: Candidates, rows: Tensor) -> Candidates:
-    return Candidates(
-        candidates.logits[rows],
-        candidates.predicted_iou[rows],
-        candidates.levels[rows],
-        candidates.points[rows],
-    )
+def _sureness(height: Tensor) -> Tensor:
+    """``height`` ``[M, h, w]``, logits above the cut, over the median of each mask's own inside."""
+    inside = torch.where(height > 0, height, torch.nan)
+    return height / inside.flatten(1).nanmedian(dim=1).values[:, None, None].nan_to_num(nan=1.0)
 
 
-def _joined(one: Candidates, other: Candidates) -> Candidates:
-    return Candidates(
-        torch.cat([one.logits, other.logits]),
-        torch.cat([one.predicted_iou, other.predicted_iou]),
-        torch.cat([one.levels, other.levels]),
-        torch.cat([one.points, other.points]),
-    )
-
-
-def _stable(found: Candidates, valid: list[int], settings: Settings, threshold: float) -> Candidates:
+def _wholes(found: Candidates, valid: list[int], settings: Settings, cut: float) -> Tensor:
+    """``[M, h, w]`` logits above the cut of the stable whole masks that suppression leaves."""
     logits = found.logits[:, : valid[0], : valid[1]]
-    score = selection.stability_score(logits, settings.stability_score_offset, threshold)
+    score = selection.stability_score(logits, settings.stability_score_offset, cut)
     score = score + selection.level_values(found.levels, settings.stability_score_bias)
-    stable = (score >= settings.stability_score_thresh) & (logits.flatten(1).amax(dim=1) > threshold)
-    return _rows(found, torch.nonzero(stable).flatten())
+    stable = (score >= settings.stability_score_thresh) & (logits.flatten(1).amax(dim=1) > cut)
+    rows = torch.nonzero(stable).flatten()
+    ranked = found.predicted_iou + selection.level_values(found.levels, settings.score_nms_offset)
+    boxes = selection.mask_boxes(logits[rows] > cut)
+    rows = rows[selection.non_maximum_suppression(boxes, ranked[rows], settings.box_nms_thresh)]
+    return logits[rows[found.levels[rows] == _WHOLE]] - cut
+
+
+def _joined(parts: list[Candidates]) -> Candidates:
+    return Candidates(
+        torch.cat([part.logits for part in parts]),
+        torch.cat([part.predicted_iou for part in parts]),
+        torch.cat([part.levels for part in parts]),
+        torch.cat([part.points for part in parts]),
+    )

@@ -190,9 +190,8 @@ class SamSuperpixels(SuperpixelSource):
                 batch=batch,
             )
             self.prompts_asked += asked
-            masks = self.upscale(found.logits, size) > self.cut
-            drawn = torch.nonzero(masks.flatten(1).any(dim=1)).flatten()
-            return masks[drawn], found.predicted_iou[drawn], found.levels[drawn]
+            masks, alive = self._stable(found, size)
+            return masks, found.predicted_iou[alive], found.levels[alive]
         self.prompts_asked += len(points)
         for start in range(0, len(points), batch):
             found = self.decode(embedding, points[start : start + batch])

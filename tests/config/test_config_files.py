@@ -162,6 +162,77 @@ def test_a_wrong_setting_is_refused_by_name(changes, message):
         default(**changes)
 
 
+def test_a_word_in_place_of_keys_names_a_part_within_the_part():
+    clip = {"name": "mlp", "variant": "clip", "set": {"models.vision": "clip"}}
+    runs = default(rows=["mlp", clip], set={"models.vision.layer": -2})
+    assert runs[0].models.vision.kind == "dinov2" and runs[0].models.vision.layer == -2
+    assert runs[1].models.vision.kind == "clip" and runs[1].models.vision.layer == -1  # whole, not a delta
+    assert runs[1].models.language == runs[0].models.language
+    with pytest.raises(ConfigError, match="parts/models/vision; did you mean 'clip'"):
+        default(rows=[{**clip, "set": {"models.vision": "clib"}}])
+
+
+def test_a_control_finds_the_variant_that_it_acts_on():
+    trained = ["svp", {"name": "svp", "variant": "bare", "config": {"sspe": "none"}}]
+    acting = [
+        {"name": "reordered", "of": "svp"},
+        {"name": "reordered", "variant": "same", "of": "svp.base"},
+        {"name": "reordered", "variant": "other", "of": "svp.bare"},
+    ]
+    plan = Plan.from_raw({**merged(), "rows": [*trained, *acting], "seeds": [0, 1]}, ROOT)
+    bases = {run.id: plan.base_run(run).id for run in plan.runs.values() if run.acts_on == "run"}
+    assert bases == {
+        f"reordered.{variant}.auto.s{seed}": f"svp.{base}.auto.s{seed}"
+        for variant, base in (("base", "base"), ("same", "base"), ("other", "bare"))
+        for seed in (0, 1)
+    }
+    with pytest.raises(ConfigError, match=r"must name one of svp, svp\.bare"):
+        default(rows=[*trained, {"name": "reordered", "of": "svp.bar"}])
+
+
+def test_models_of_one_domain_stay_when_the_data_change():
+    def keys(**changes) -> tuple:
+        plan = Plan.from_raw({**merged(), **changes}, ROOT)
+        run = plan.runs["svp.base.auto.s0"]
+        models = [plan.model_key(run, part) for part in ("vision", "language", "sam")]
+        return plan.data_key(run), [plan.pool_key(run), *models]
+
+    data, models = keys()
+    other_data, other_models = keys(set={"data.domain": "blobs"})
+    assert other_data != data and not set(other_models) & set(models)
+    kept_data, kept_models = keys(set={"data.domain": "blobs", "models.pretrain.pool_domain": "shapes"})
+    assert kept_data == other_data and kept_models == models
+
+
+ABLATIONS = [p for p in STUDIES if p.stem not in ("smoke", "main")]
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda p: p.stem)
+def test_an_ablation_shares_what_it_does_not_vary(path):
+    """Its first SVP row or its whole counterpart stands on the default study's data, models and features."""
+
+    def artefacts(plan: Plan) -> set[str]:
+        runs = plan.runs.values()
+        keys = {plan.model_key(run, part) for run in runs for part in ("vision", "language", "sam")}
+        keys |= {plan.feature_key(run, item) for run in plan.trained for item in plan.feature_items(run)}
+        return keys | {plan.data_key(run) for run in runs} | {plan.superpixel_key(run) or "" for run in runs}
+
+    base, plan = Plan.from_raw(merged(), ROOT), Plan.from_raw(merged(path), ROOT)
+    assert plan.study_dir.name == path.stem and plan.study.results == base.study.results
+    shared = artefacts(plan) & artefacts(base)
+    assert {key.split("-")[0] for key in shared} >= {"vision", "language", "sam"}
+    if path.stem != "cross_domain":
+        assert base.data_key(base.runs["svp.base.auto.s0"]) in shared
+        assert plan.runs["svp.base.auto.s0"].model_dump(exclude={"study"}) == base.runs[
+            "svp.base.auto.s0"
+        ].model_dump(exclude={"study"})
+
+
+def test_make_runs_every_ablation():
+    line = next(x for x in (ROOT / "Makefile").read_text().splitlines() if x.startswith("STUDIES ?="))
+    assert sorted(line.split()[2:]) == sorted(p.stem for p in ABLATIONS)
+
+
 def test_readme_names_every_key():
     text = (ROOT / "config" / "README.md").read_text()
     assert [key for key in StudyConfig.model_fields if f"`{key}`" not in text] == []

@@ -10,7 +10,7 @@ from scipy import stats
 
 from harness.metrics import SCORE_COLUMNS
 from harness.reporting.aggregate import score_tables
-from harness.reporting.context import ReportContext, read_csv, split_order
+from harness.reporting.context import ReportContext, order_rows, read_csv, split_order
 from harness.reporting.tables import TABLE_FILES, tables_stage
 
 CONTRACT_SCORES = (
@@ -320,6 +320,18 @@ def test_the_title_says_quick(tables):
 def test_an_unknown_context_key_is_refused():
     with pytest.raises(ValueError, match="notess"):
         ReportContext.checked({"study": "x", "data": "synthetic", "notess": []})
+
+
+def test_variants_stand_in_the_configs_order():
+    """A ladder reads from its first step to its last, whatever the steps are called."""
+    names = ["third", "base", "zeroth", "another"]
+    rows = pd.DataFrame({"projector": "svp", "variant": names, "budget": "auto"})
+    context = ReportContext(
+        study="x", data="synthetic", order=("svp",), variants=("zeroth", "base", "third", "unused")
+    )
+    assert order_rows(rows, context)["variant"].tolist() == ["zeroth", "base", "third", "another"]
+    by_name = order_rows(rows, context.model_copy(update={"variants": ()}))
+    assert by_name["variant"].tolist() == sorted(names)
 
 
 def test_splits_stand_in_the_fields_order():

@@ -6,7 +6,7 @@ from segment_anything import SamAutomaticMaskGenerator
 from test_sam_source import OPEN, by_content, photograph
 
 from svp.bench import bench_projector, bench_superpixels, matched_iou
-from svp.overlay import draw_superpixels, superpixel_overlay
+from svp.overlay import draw_attention, draw_superpixels, superpixel_overlay
 from svp.superpixels.adaptive import progressive_order
 from svp.superpixels.calibration import calibrate
 from svp.superpixels.grid import Grid
@@ -149,6 +149,25 @@ def test_overlay_paints_the_smallest_on_top_and_leaves_the_rest():
     assert (inner != outer).any() and (inner != 100).any() and (outer != 100).any()
     assert (drawn[4, 5] == 255).all()  # the outline
     assert np.array_equal(draw_superpixels(image, masks[:0]), image)
+
+
+def test_attention_lights_the_patch_that_is_looked_at():
+    image, mask = np.full((30, 40, 3), 200, np.uint8), np.zeros((30, 40), bool)
+    mask[2:8, 2:8] = True
+    weights = np.zeros(12)
+    weights[6] = 0.7  # row 1, column 2 of 3 x 4 patches of 10 pixels
+    drawn = draw_attention(image, weights, (3, 4), mask)
+    assert (drawn[15, 25] >= 180).all() and (drawn[29, 0] == 40).all()
+    assert (drawn[2, 2:8] == 255).all() and (drawn[4, 4] == 40).all()  # outlined, not filled
+    assert draw_attention(image, np.zeros(12), (3, 4)).max() == 40
+
+
+def test_outlines_show_on_white_and_on_black():
+    masks = np.zeros((1, 30, 40), bool)
+    masks[0, 8:20, 8:20] = True
+    for shade in (0, 255):
+        drawn = draw_superpixels(np.full((30, 40, 3), shade, np.uint8), masks).astype(int)
+        assert np.ptp(drawn[5:12, 14].sum(axis=1)) > 250
 
 
 def test_overlay_of_a_file(tmp_path):

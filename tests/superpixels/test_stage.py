@@ -1,0 +1,43 @@
+"""The stage's source: options checked, annotations of the run's own data handed over."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.config import read_study
+from harness.plan import Plan
+from harness.superpixel_stage import build_source
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def one_row(tmp_path, **changes):
+    raw = {**read_study(ROOT / "config" / "default.yaml", ROOT), "results": str(tmp_path)}
+    plan = Plan.from_raw({**raw, "rows": [{"name": "svp", "set": changes}], "reference_row": "svp"}, ROOT)
+    return plan, plan.runs["svp.base.auto.s0"]
+
+
+def test_instances_are_those_of_the_runs_own_data(tmp_path):
+    plan, run = one_row(tmp_path, superpixels="instances")
+    table = plan.prepared_dir(run) / "annotations.parquet"
+    with pytest.raises(ValueError, match=r"annotations\.parquet is missing; run the prepare stage"):
+        build_source(plan, run)
+    table.parent.mkdir(parents=True)
+    pd.DataFrame({"image_id": [7], "height": [6], "width": [8], "rle": ["0"]}).to_parquet(table)
+    assert build_source(plan, run).config.annotations == table
+
+
+def test_another_table_may_be_named(tmp_path):
+    other = tmp_path / "other.parquet"
+    plan, run = one_row(
+        tmp_path, **{"superpixels": "instances", "superpixels.options.annotations": str(other)}
+    )
+    with pytest.raises(ValueError, match="other.parquet is missing"):
+        build_source(plan, run)
+
+
+def test_options_of_another_source_are_refused(tmp_path):
+    plan, run = one_row(tmp_path, **{"superpixels": "grid", "superpixels.options.segments": 3})
+    with pytest.raises(ValueError, match="superpixels: grid: segments"):
+        build_source(plan, run)
