@@ -29,7 +29,7 @@ __all__ = ["bench_cache", "bench_prefix"]
 # Enough images for the steps that are timed, and barely a step of pretraining.
 _SMALL = {f"data.{name}_images": 2 for name in ("val", "testA", "testB", "test")}
 _SMALL |= {"data.train_images": 24, "data.pool_images": 24, "models.pretrain.batch": 4}
-_STEPS = {f"models.pretrain.{name}_steps": 4 for name in ("vision", "language", "sam_dense", "sam")}
+_STEPS = {f"models.pretrain.{name}_steps": 4 for name in ("vision", "language", "sam_dense", "sam", "start")}
 
 
 def _bed(study: Path, folder: Path, changes: dict[str, Any]) -> Plan:

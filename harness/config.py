@@ -149,7 +149,6 @@ class PretrainConfig(Strict):
     language_depth: int = 4
     language_heads: int = 2
     language_batch: int = 48
-    language_muon: bool = True
     language_steps: int = 600
     sam_width: int = 128
     sam_depth: int = 2
@@ -158,6 +157,8 @@ class PretrainConfig(Strict):
     sam_dense_steps: int = 400
     sam_steps: int = 300
     sam_learning_rate: float = 3e-3
+    start_steps: int = 300
+    start_images: int = 12
     pool_domain: Literal["shapes", "blobs"] | None = None
     batch: int = 8
     learning_rate: float = 2e-3
@@ -168,7 +169,9 @@ class ModelsConfig(Strict):
     """Which vision encoder, language model and SAM; ``size`` names the result folder's prefix.
 
     ``start``: a file of `svp weights convert` whose ``[SEG]`` head training starts from, and with
-    ``start_projector`` (for a row, under ``set``) its projector too, where the layers are the same.
+    ``start_projector`` (for a row, under ``set``) its projector too, where the layers are the same; or
+    ``pretrained``: language model, ``[SEG]`` head and mask decoder come from a tiny model that already
+    refers, in scenes told in words.
     ``gpu``: jobs that run the models ask the scheduler for GPUs, and for four times the time that the tiny
     ones need. ``memory_gb``: host memory of each of their processes, where it is more than the tiny ones'.
     """
@@ -187,6 +190,11 @@ class ModelsConfig(Strict):
     @model_validator(mode="after")
     def _pretrain_where_named(self) -> ModelsConfig:
         named = [n for n in ("vision", "language", "sam") if getattr(self, n).source == "pretrained"]
+        if self.start == "pretrained":
+            if not {"language", "sam"} <= set(named):
+                raise ValueError("start 'pretrained' needs language and sam to be 'pretrained' too")
+            if self.start_projector:
+                raise ValueError("start 'pretrained' holds no projector; leave start_projector off")
         if named and self.pretrain is None:
             raise ValueError(f"{', '.join(named)}: source 'pretrained' needs a 'pretrain' block")
         if "vision" in named and self.vision.kind == "auto":

@@ -164,6 +164,10 @@ class Plan:
         values = {k: v for k, v in pre.items() if k.startswith(f"{part}_") or k in common}
         if part == "sam":
             values["patch_size"], values["image_size"] = models.vision.patch_size, models.vision.image_size
+        if part == "start":
+            values |= {name: self.model_key(run, name) for name in ("language", "sam")}
+            recipe = _plain(run.training)
+            values |= {k: recipe[k] for k in ("expressions_per_image", "bce_weight", "dice_weight")}
         if part == "vision":
             values["kind"] = models.vision.kind
             values["patch_size"], values["image_size"] = models.vision.patch_size, models.vision.image_size
@@ -181,7 +185,9 @@ class Plan:
         return _plain(self.pool_options(run))
 
     def model_key(self, run: RunConfig, part: str) -> str:
-        """Key of the vision encoder, language model or SAM of a run."""
+        """Key of the vision encoder, language model, SAM or pretrained start of a run."""
+        if part == "start":
+            return f"start-{digest(self.pretrain_spec(run, part))}"
         config = getattr(run.models, part)
         if config.source == "pretrained":
             return f"{part}-{digest(self.pretrain_spec(run, part))}"
@@ -279,7 +285,7 @@ class Plan:
     @staticmethod
     def pretrained(run: RunConfig) -> list[str]:
         """Which of a run's models the workflow trains itself."""
-        return [p for p in ("vision", "language", "sam") if getattr(run.models, p).source == "pretrained"]
+        return [p for p in ("vision", "language", "sam", "start") if Plan.is_pretrained(run, p)]
 
     @property
     def overlay_runs(self) -> list[RunConfig]:
@@ -305,6 +311,7 @@ class Plan:
         for run in self.runs.values():
             keys = [self.data_key(run), self.pool_key(run), self.superpixel_key(run)]
             keys += [self.model_key(run, p) for p in ("vision", "language", "sam")]
+            keys += [self.model_key(run, "start")] if self.is_pretrained(run, "start") else []
             keys += [self.feature_key(run, i) for i in self.feature_items(run)]
             if key in keys:
                 return run
@@ -346,14 +353,17 @@ class Plan:
 
     @staticmethod
     def is_pretrained(run: RunConfig, part: str) -> bool:
-        """Whether the workflow itself trains a run's ``vision``, ``language`` or ``sam``."""
-        return bool(getattr(run.models, part).source == "pretrained")
+        """Whether the workflow itself trains a run's ``vision``, ``language``, ``sam`` or ``start``."""
+        value = getattr(run.models, part)
+        return bool((value if part == "start" else value.source) == "pretrained")
 
     def model_source(self, run: RunConfig, part: str) -> str:
         """Where a run's ``vision``, ``language`` or ``sam`` is loaded from: folder, checkpoint or name."""
         source: str = getattr(run.models, part).source
         if source == "pretrained":
-            return str(self.model_dir(self.model_key(run, part)))
+            # The start brings the language model that was trained with its [SEG] head.
+            started = part == "language" and self.is_pretrained(run, "start")
+            return str(self.model_dir(self.model_key(run, "start" if started else part)))
         return self._expanded(source, part)
 
     @staticmethod
@@ -366,6 +376,8 @@ class Plan:
     def start_file(self, run: RunConfig) -> Path | None:
         """Weights that a run starts from beside its frozen models, if any."""
         start = run.models.start
+        if start == "pretrained":
+            return self.model_dir(self.model_key(run, "start")) / "start.safetensors"
         return None if start is None else Path(self._expanded(start, "start"))
 
     def superpixel_dir(self, key: str) -> Path:
@@ -436,7 +448,9 @@ class Plan:
 
     def pretrain_inputs(self, key: str) -> list[Path]:
         """Files that pretraining of the model called ``key`` reads."""
-        return [self.pool_dir(self.owner(key)) / "summary.json"]
+        run = self.owner(key)
+        files = [self.pool_dir(run) / "summary.json"]
+        return files + (self._model_files(run, "language", "sam") if key.startswith("start-") else [])
 
     def feature_inputs(self, key: str) -> list[Path]:
         """Files that the feature cache called ``key`` is computed from."""
@@ -457,7 +471,7 @@ class Plan:
         files = [self.prepared_dir(run) / "summary.json", *self.superpixel_files([run])]
         if run.acts_on != "superpixels":
             files += [self._feature_file(run, item) for item in self.feature_items(run)]
-            files += self._model_files(run, "language", "sam")
+            files += self._model_files(run, "language", "sam", "start")
         return files
 
     def predict_inputs(self, run: RunConfig) -> list[Path]:

@@ -50,8 +50,13 @@ class Thing:
 
 @dataclass(frozen=True)
 class Story:
-    """A scene told in words, an expression, and the words of the object that it means."""
+    """A scene told in words, an expression, and the object that it means: its words and which it is.
 
+    ``image`` is the scene's position in the pool.
+    """
+
+    image: int
+    ann_id: int
     things: tuple[Thing, ...]
     expression: str
     answer: tuple[str, ...]
@@ -181,6 +186,14 @@ class Pool:
         objects = self._masks(index, self.annotations)
         return objects[rng.integers(len(objects), size=count)]
 
+    def object_mask(self, index: int, ann_id: int) -> np.ndarray:
+        """uint8 ``[H, W]`` of one object of an image."""
+        frame = self.annotations[int(self.images["image_id"][index])]
+        row = frame[frame["ann_id"] == ann_id].iloc[0]
+        return coco_mask.decode(
+            {"size": [int(row["height"]), int(row["width"])], "counts": row["rle"].encode()}
+        )
+
     def stories(self) -> list[Story]:
         """Each expression with its scene in words, piece by piece, and the words of the object meant."""
         told: dict[int, list[dict]] = {}
@@ -190,6 +203,7 @@ class Pool:
                 scene = json.loads(line)
                 told[scene["image_id"]] = scene["objects"]
                 sides[scene["image_id"]] = scene["width"]
+        position = {image_id: i for i, image_id in enumerate(self.images["image_id"])}
         stories = []
         columns = ["image_id", "ann_id", "sentence"]
         for image_id, ann_id, sentence in self.expressions[columns].itertuples(index=False):
@@ -198,7 +212,8 @@ class Pool:
             things = tuple(_thing(o, side) for o in objects)
             place = place_words(meant["center"][0] / side, meant["center"][1] / side)
             # Looks first: each word narrows down which object the next is about.
-            stories.append(Story(things, sentence, (*_looks(meant)[::-1], *place)))
+            answer = (*_looks(meant)[::-1], *place)
+            stories.append(Story(position[image_id], ann_id, things, sentence, answer))
         return stories
 
 

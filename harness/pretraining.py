@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,23 +29,28 @@ from transformers import (
 
 from harness.config import PretrainConfig, RunConfig
 from harness.files import write_json
+from harness.grounding import pretrain_grounding
 from harness.models.vision import VisionEncoder
 from harness.optimise import optimise, split_matrices
-from harness.pool import PLACES, Pool, Story, place_words
+from harness.pool import PLACES, Pool
 from harness.sam_pretraining import pretrain_sam
 from harness.seeds import forked_rng
+from harness.telling import told_states
 
 __all__ = ["pretrain"]
 
 
-def pretrain(part: str, run: RunConfig, pool_dir: Path, out_dir: Path) -> None:
+def pretrain(
+    part: str, run: RunConfig, pool_dir: Path, out_dir: Path, upstream: dict[str, Path] | None = None
+) -> None:
     """Pretrain one tiny model and write it, with ``done.json`` last.
 
     Args:
-        part: ``vision``, ``language`` or ``sam``.
+        part: ``vision``, ``language``, ``sam``, or ``start``.
         run: supplies sizes, steps and the patch grid.
         pool_dir: the pretraining pool of a synthetic data set.
         out_dir: where the model goes.
+        upstream: for ``start`` the folders of ``language`` and ``sam``.
     """
     config = run.models.pretrain
     if config is None:
@@ -54,9 +58,14 @@ def pretrain(part: str, run: RunConfig, pool_dir: Path, out_dir: Path) -> None:
     torch.set_num_threads(config.torch_threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     out_dir.mkdir(parents=True, exist_ok=True)
-    train: Callable[[RunConfig, PretrainConfig, Pool, Path], dict[str, float]]
-    train = {"vision": _vision, "language": _language, "sam": pretrain_sam}[part]
-    summary = train(run, config, Pool(pool_dir), out_dir)
+    pool = Pool(pool_dir)
+    if part == "start":
+        folders = upstream or {}
+        summary = pretrain_grounding(run, config, pool, folders["language"], folders["sam"], out_dir)
+    else:
+        train: Callable[[RunConfig, PretrainConfig, Pool, Path], dict[str, float]]
+        train = {"vision": _vision, "language": _language, "sam": pretrain_sam}[part]
+        summary = train(run, config, pool, out_dir)
     write_json(out_dir / "done.json", {"part": part, **summary})
 
 
@@ -144,27 +153,10 @@ def build_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def _pieces(story: Story, rng: np.random.Generator) -> list[tuple[str, ...]]:
-    """The scene as positions of the prefix, in any order, each the words of one piece of an object.
-
-    An object is told in one piece, as superpixels tell it, or in four from the quarters of its box, as
-    patches do; so no kind of visual token is the only one that the language model has met.
-    """
-    pieces = []
-    for thing in story.things:
-        quarters = [(dx, dy) for dx in (-0.25, 0.25) for dy in (-0.25, 0.25)]
-        for dx, dy in [(0.0, 0.0)] if rng.random() < 0.5 else quarters:
-            pieces.append(
-                (*thing.looks, *place_words(thing.x + dx * thing.width, thing.y + dy * thing.height))
-            )
-    return [pieces[i] for i in rng.permutation(len(pieces))]
-
-
 def _language(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path) -> dict[str, float]:
     """Referring in words: what is there, an expression, and then every word of the object meant at once.
 
-    Each piece of an object is one position, the normalised sum of its words' embeddings. A blank ends the
-    text, the mean of all embeddings, which is what ``[SEG]`` starts from; there the model's own output
+    Scenes are told as :func:`harness.telling.told_states` says. Where the text ends the model's own output
     head names the looks and the place of the object meant, all in one step (as in multi-token prediction,
     arXiv 2404.19737), so that one hidden state holds all that ``[SEG]`` must tell. It is what an LLM
     knows of referring before it sees an image.
@@ -196,33 +188,22 @@ def _language(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path)
         for layer in model.model.layers:
             # A word attends to its like from the first step on, which is what referring needs.
             layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
-    index = {w: tokenizer.convert_tokens_to_ids(w) for w in (*words, ".")}
-    embed: Any = model.get_input_embeddings()
-    bos = torch.tensor([tokenizer.bos_token_id])
+    index: dict[str, int] = tokenizer.get_vocab()
     classes = [torch.tensor([index[w] for w in names]) for names in fields]
     numbers = [{w: i for i, w in enumerate(names)} for names in fields]
 
     def step_loss(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        rows, wanted = [], []
-        for i in rng.choice(len(stories), config.language_batch, replace=False):
-            story = stories[i]
-            pieces = torch.tensor([[index[w] for w in piece] for piece in _pieces(story, rng)])
-            question = torch.tensor([index[w] for w in (*story.expression.split(), ".")])
-            told = embed(pieces).sum(1) / pieces.shape[1] ** 0.5
-            rows.append(torch.cat([embed(bos), told, embed(question), embed.weight.mean(0, keepdim=True)]))
-            wanted.append([number[w] for number, w in zip(numbers, story.answer, strict=True)])
-        target = torch.tensor(wanted)
-        inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        states = model.model(inputs_embeds=inputs).last_hidden_state
-        scores = model.lm_head(states[torch.arange(len(rows)), torch.tensor([len(r) - 1 for r in rows])])
+        chosen = [stories[i] for i in rng.choice(len(stories), config.language_batch, replace=False)]
+        target = torch.tensor(
+            [[number[w] for number, w in zip(numbers, story.answer, strict=True)] for story in chosen]
+        )
+        scores = model.lm_head(told_states(model, index, chosen, rng))
         named = [scores[:, ids] for ids in classes]
         loss = torch.stack([F.cross_entropy(s, target[:, i]) for i, s in enumerate(named)]).sum()
         right = torch.stack([s.argmax(-1) == target[:, i] for i, s in enumerate(named)]).float().mean(1)
         return loss, {"looks": right[:4].mean().item(), "place": right[4:].mean().item()}
 
     matrices, others = split_matrices(model.model.layers, model)
-    if not config.language_muon:
-        matrices, others = [], list(model.parameters())
     summary = optimise(
         "language", others, config.language_steps, config.learning_rate, step_loss, config.seed, matrices
     )

@@ -55,7 +55,8 @@ def _pretrain(plan: Plan, key: str) -> None:
     from harness.pretraining import pretrain
 
     run = plan.owner(key)
-    pretrain(part_of(key), run, plan.pool_dir(run), plan.model_dir(key))
+    upstream = {part: plan.model_dir(plan.model_key(run, part)) for part in ("language", "sam")}
+    pretrain(part_of(key), run, plan.pool_dir(run), plan.model_dir(key), upstream)
 
 
 def _features(plan: Plan, key: str) -> None:

@@ -62,7 +62,15 @@ def pool_trigger(plan: Plan, key: str) -> str:
 
 def pretrain_trigger(plan: Plan, key: str) -> str:
     """Sizes and schedule of one tiny model, and how it is pretrained."""
-    return digest([plan.pretrain_spec(plan.owner(key), part_of(key)), code_hash("harness.pretraining")])
+    run, part = plan.owner(key), part_of(key)
+    upstream = [plan.model_key(run, p) for p in ("language", "sam")] if part == "start" else []
+    return digest(
+        [
+            plan.pretrain_spec(run, part),
+            code_hash("harness.pretraining"),
+            *(pretrain_trigger(plan, name) for name in upstream),
+        ]
+    )
 
 
 def superpixel_trigger(plan: Plan, key: str) -> str:

@@ -25,7 +25,7 @@ from harness.models.pruning import layer_mean, pruned_hidden
 from harness.models.sam import decode_masks
 from harness.projector import ImageFeatures, Projector, VisualTokens
 
-__all__ = ["Losses", "RISModel"]
+__all__ = ["Losses", "RISModel", "fit_start", "make_seg_head"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -53,6 +53,30 @@ class Losses:
     ce: Tensor
     bce: Tensor
     dice: Tensor
+
+
+def make_seg_head(width: int, prompt_width: int) -> nn.Sequential:
+    """LISA's and GLaMM's ``text_hidden_fcs``: ``[m, width]`` states to ``[m, prompt_width]`` prompts."""
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width))
+
+
+@torch.no_grad()
+def fit_start(head: nn.Sequential, states: Tensor, wanted: Tensor) -> None:
+    """Data-dependent start of a ``[SEG]`` head (Salimans and Kingma 2016, section 3).
+
+    Over ``states [m, H]`` the first layer's outputs get zero mean and unit variance, the last layer's
+    the mean and variance of the prompts ``wanted [n, C]``. Else what all ``[SEG]`` states share, which is
+    nearly all of them before training, drowns what tells one expression from another.
+    """
+    first, activation, last = cast(tuple[nn.Linear, nn.ReLU, nn.Linear], tuple(head))
+    zero, one = torch.zeros(first.out_features), torch.ones(first.out_features)
+    inputs = states
+    for layer, mean, spread in ((first, zero, one), (last, wanted.mean(0), wanted.std(0, correction=0))):
+        out = layer(inputs)
+        gain = spread.to(out) / out.std(0).clamp(min=1e-6)
+        layer.weight.mul_(gain[:, None])
+        layer.bias.copy_((layer.bias - out.mean(0)) * gain + mean.to(out))
+        inputs = activation(layer(inputs))
 
 
 class RISModel(nn.Module):
@@ -83,8 +107,7 @@ class RISModel(nn.Module):
         add_lora(language, options)
         self.language: Any = language.requires_grad_(False)
         width, prompt_width = language.config.hidden_size, sam.prompt_encoder.embed_dim
-        # LISA's text_hidden_fcs
-        self.seg_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width))
+        self.seg_head = make_seg_head(width, prompt_width)
         self.sam = sam.requires_grad_(False)
         # Frozen weights and activations may be of half precision; what learns never is.
         self.compute: torch.dtype = language.dtype
@@ -165,21 +188,13 @@ class RISModel(nn.Module):
                     )
                 tensor.copy_(state[name])
 
-    @torch.no_grad()
     def start_seg_head(self, states: Tensor) -> None:
-        """Data-dependent start of the ``[SEG]`` head (Salimans and Kingma 2016, section 3).
+        """Start the ``[SEG]`` head from ``states [m, H]``, at the scale of SAM's own point prompts.
 
-        Each layer's outputs get zero mean and unit variance over ``states [m, H]``, the last the scale of
-        SAM's own point prompts. Else what all ``[SEG]`` states share, which is nearly all of them before
-        training, drowns what tells one expression from another.
+        Those are sines and cosines; see :func:`fit_start`.
         """
-        first, activation, last = cast(tuple[nn.Linear, nn.ReLU, nn.Linear], tuple(self.seg_head))
-        for layer, inputs, scale in ((first, states, 1.0), (last, None, 0.5**0.5)):
-            inputs = activation(first(states)) if inputs is None else inputs
-            out = layer(inputs)
-            gain = scale / out.std(0).clamp(min=1e-6)
-            layer.weight.mul_(gain[:, None])
-            layer.bias.copy_((layer.bias - out.mean(0)) * gain)
+        wanted = states.new_full((1, self.sam.prompt_encoder.embed_dim), 0.5**0.5)
+        fit_start(self.seg_head, states, torch.cat([wanted, -wanted]))
 
     # --- forward ---------------------------------------------------------------------------------
 

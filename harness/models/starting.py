@@ -1,4 +1,4 @@
-"""Weights that a run starts from beside its frozen models: ``[SEG]`` head, and where asked projector."""
+"""Weights that a run starts from beside its frozen models: ``[SEG]`` head, mask decoder, projector."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["load_start"]
 
 
 def load_start(model: RISModel, path: Path, *, projector: bool) -> None:
-    """Load the ``seg_head.*`` and, if ``projector``, the ``projector.*`` tensors of ``path``.
+    """Load the ``seg_head.*``, the ``mask_decoder.*`` if any, and, if ``projector``, the ``projector.*``.
 
     A projector's own names differ from the file's; its tensors are taken in order, and every one must fit.
 
@@ -24,6 +24,8 @@ def load_start(model: RISModel, path: Path, *, projector: bool) -> None:
     """
     tensors = load_tensors(path, "convert the checkpoint again")
     parts: dict[str, nn.Module] = {"seg_head": model.seg_head}
+    if any(name.startswith("mask_decoder.") for name in tensors):
+        parts["mask_decoder"] = model.sam.mask_decoder
     if projector:
         parts["projector"] = model.projector
     for name, module in parts.items():
