@@ -29,6 +29,7 @@ SETTINGS = {
     "models.vision.levels": [1, 1, 2, 2],
     **{f"models.pretrain.{part}_{what}": n for part in ("vision", "language") for what, n in (("steps", 4),)},
     **{f"models.pretrain.{part}_depth": 2 for part in ("vision", "language", "sam")},
+    "models.start": None,
     "models.pretrain.sam_dense_steps": 1,
     "models.pretrain.sam_steps": 1,
     "models.pretrain.batch": 4,
