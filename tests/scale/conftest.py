@@ -56,7 +56,6 @@ class Study:
         images = dict.fromkeys(("val_images", "testA_images", "testB_images", "test_images"), 2)
         data = {f"data.{k}": v for k, v in {**images, "train_images": 8, "pool_images": 1}.items()}
         sources = {f"models.{part}.source": str(weights / part) for part in ("vision", "language", "sam")}
-        sources["models.vision.levels"] = []
         steps = {"training.stage1_steps": 3, "training.stage2_steps": 3, "training.log_every": 1}
         steps |= {"training.images_per_step": 4, "training.checkpoint_every": 2}
         steps["models.vision.levels"] = []  # these encoders have two layers
