@@ -24,7 +24,7 @@ run: $(STAMP)
 
 test: $(STAMP)
 	@echo "test: $(TESTS)"
-	@$(BIN)/python -m pytest $(TESTS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 snapshot: $(STAMP)
 	@$(BIN)/svp snapshot $(STUDY) --command "make run STUDY=$(STUDY)"
