@@ -58,7 +58,7 @@ class Study:
         sources = {f"models.{part}.source": str(weights / part) for part in ("vision", "language", "sam")}
         steps = {"training.stage1_steps": 3, "training.stage2_steps": 3, "training.log_every": 1}
         steps |= {"training.images_per_step": 4, "training.checkpoint_every": 2}
-        steps["models.vision.levels"] = []  # these encoders have two layers
+        steps |= {"models.vision.levels": [], "models.start": None}  # these encoders have two layers
         raw = read_study(ROOT / "config" / "default.yaml", ROOT)
         raw |= {"rows": rows, "effort": "full", "results": str(folder), "superpixels": "slic"}
         self.plan = Plan.from_raw({**raw, "set": data | sources | steps | changes}, ROOT)
