@@ -69,13 +69,14 @@ def take_snapshot(plan: Plan, command: str) -> Path:
     """
     if not plan.published_file.is_file():
         raise ValueError(f"{plan.published_file} is missing; run the study to its end first")
+    made_by = provenance(plan, command)  # before the copies change the tree
     out = plan.results / "reference" / plan.study_dir.name
     photographs = any(isinstance(run.data, ReferData) for run in plan.runs.values())
     for folder in [plan.tables_dir] if photographs else [plan.tables_dir, plan.figures_dir]:
         target = out / folder.name
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(folder, target)
-    write_json(out / "provenance.json", provenance(plan, command))
+    write_json(out / "provenance.json", made_by)
     if plan.study_dir.name == "default":
         show_in_readme(Path("README.md"), (out / "tables" / "main.md").read_text())
     return out
