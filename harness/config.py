@@ -192,7 +192,10 @@ class ModelsConfig(Strict):
         named = [n for n in ("vision", "language", "sam") if getattr(self, n).source == "pretrained"]
         if self.start == "pretrained":
             if not {"language", "sam"} <= set(named):
-                raise ValueError("start 'pretrained' needs language and sam to be 'pretrained' too")
+                raise ValueError(
+                    "start 'pretrained' needs language and sam to be 'pretrained' too; with other weights "
+                    "set models.start to null"
+                )
             if self.start_projector:
                 raise ValueError("start 'pretrained' holds no projector; leave start_projector off")
         if named and self.pretrain is None:

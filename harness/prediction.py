@@ -19,7 +19,7 @@ from harness.generation import generate_prompts
 from harness.models.ris import RISModel
 from harness.models.sam import sam_frame, upscale_logits
 from harness.plan import Plan
-from harness.protocols import evaluated, select
+from harness.scored import evaluated, select
 
 __all__ = ["evaluated", "predict_stage"]
 

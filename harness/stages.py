@@ -106,7 +106,7 @@ def _score(plan: Plan, run: RunConfig) -> None:
     import pandas as pd
 
     from harness.metrics import score_stage
-    from harness.protocols import evaluated, select
+    from harness.scored import evaluated, select
 
     rows = evaluated(pd.read_parquet(plan.prepared_dir(run) / "expressions.parquet"), run.splits)
     score_stage(

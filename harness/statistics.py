@@ -9,7 +9,6 @@ from names, and projectors scored on the same images see the same draws.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -18,13 +17,13 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from harness.draws import generator_from_names
 from harness.metrics import EXPRESSION_KEY, expression_iou
 
 __all__ = [
     "Difference",
     "Interval",
     "Resampler",
-    "generator_from_names",
     "image_sums",
     "paired_difference",
     "spearman",
@@ -50,12 +49,6 @@ class Difference:
     low: float
     high: float
     p_value: float
-
-
-def generator_from_names(*names: object) -> np.random.Generator:
-    """A generator seeded by the sha256 of the names: the same words, the same draws, anywhere."""
-    text = "\x1f".join(map(str, names))
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big"))
 
 
 def image_sums(

@@ -64,6 +64,7 @@ def test_all_is_well_with_the_default_study(tmp_path):
 
 def test_weights_that_are_not_there_are_missing_and_local_ones_are_found(tmp_path):
     changes = {
+        "models.start": None,
         "models.language.source": "some/never-heard-of-7b",
         "models.sam.source": str(tmp_path / "sam.pth"),
     }
@@ -108,7 +109,8 @@ def test_a_models_name_tells_its_size(name, count):
 
 def test_memory_of_a_7b_model_in_bfloat16_is_between_its_weights_and_a_big_card():
     changes = {
-        "models.language.source": "x/llama-7b", "models.vision.source": "facebook/dinov2-large",
+        "models.start": None, "models.language.source": "x/llama-7b",
+        "models.vision.source": "facebook/dinov2-large",
         "models.sam.kind": "vit_h", "training.dtype": "bfloat16",
     }  # fmt: skip
     need = memory_estimate(next(iter(study(set=changes).runs.values())))

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from harness.statistics import Resampler, generator_from_names, image_sums, paired_difference, spearman
+from harness.draws import generator_from_names
+from harness.statistics import Resampler, image_sums, paired_difference, spearman
 
 
 def make_scores(rng, images=60, per_image=4, seed=0, projector="alpha", shift=0.0, image_effect=0.25):

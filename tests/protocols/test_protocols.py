@@ -11,7 +11,8 @@ from pycocotools import mask as coco_mask
 
 from harness.config import ProtocolConfig
 from harness.metrics import SCORE_COLUMNS, check_scores
-from harness.protocols import protocol_table, sample_expressions, select, sum_polygons
+from harness.protocols import protocol_table, sum_polygons
+from harness.scored import sample_expressions, select
 
 
 def expressions(counts, dataset="toy", split="val") -> pd.DataFrame:

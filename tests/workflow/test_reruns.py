@@ -97,7 +97,7 @@ def test_the_plan_of_one_row_asks_for_no_other_artefact(finished):
 def test_a_search_stands_between_its_trials_and_the_runs(finished):
     search = "tuning={factors: [0.5, 2]}"
     jobs = finished.planned("--config", "study=searched", "effort=full", "rows=[mlp, oracle]", search)
-    trials = [f"mlp.base.auto.s0-lr{rate}" for rate in ("0.0006", "0.0024")]
+    trials = [f"mlp.base.auto.s0-lr{rate}" for rate in ("0.0008", "0.0032")]
     chosen = {"choose the learning rate of mlp.base.auto"}
     trained = {job for job in jobs if job.startswith(("train", "choose"))}
     assert trained == chosen | {
