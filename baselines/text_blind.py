@@ -26,8 +26,11 @@ class TextBlind(Control):
     def rewrite(self, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
         """Permute the sentences within each split by a seeded derangement across images.
 
+        Where one image holds more than half of a split's expressions there is none: each expression then
+        takes the words of one about another image of its dataset.
+
         Raises:
-            ValueError: one image holds more than half of a split's expressions, so none can leave it.
+            ValueError: the dataset has expressions of one image only.
         """
         out = rows.copy()
         for (dataset, split), part in rows.groupby(["dataset", "split"]):
@@ -36,9 +39,13 @@ class TextBlind(Control):
             images = part["image_id"].to_numpy()
             largest = int(np.unique(images, return_counts=True)[1].max())
             if 2 * largest > len(images):
-                raise ValueError(
-                    f"text_blind: one image holds {largest} of {len(images)} expressions of {name}"
-                )
+                whole = rows[rows["dataset"] == dataset]
+                for index, image in part["image_id"].items():
+                    elsewhere = whole.loc[whole["image_id"] != image, "sentence"].to_numpy()
+                    if len(elsewhere) == 0:
+                        raise ValueError(f"text_blind: every expression of {dataset} is about image {image}")
+                    out.loc[index, "sentence"] = elsewhere[rng.integers(len(elsewhere))]
+                continue
             # In image-sorted order, a rotation by at least the largest group leaves no sentence at home.
             order = np.argsort(images, kind="stable")
             shift = int(rng.integers(largest, len(images) - largest + 1))
