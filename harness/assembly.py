@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
 
+from harness.captions import Captioner
 from harness.config import RunConfig
 from harness.data.tables import load_tables
 from harness.discovery import load_projector
@@ -78,6 +80,7 @@ class RunData:
         """Open what the run reads; nothing large is loaded."""
         tables = load_tables(plan.data_dir(plan.data_key(run)) / "prepared")
         self.tables = tables
+        self._captioner: Captioner | None = None
         self.expressions: pd.DataFrame = tables.expressions
         self.annotations = tables.annotations.set_index(["dataset", "ann_id"])
         self._rle = dict(zip(self.annotations.index, self.annotations["rle"], strict=True))
@@ -131,6 +134,12 @@ class RunData:
         height, width = self._mask_size[(dataset, ann_id)]
         counts = self._rle[(dataset, ann_id)].encode()
         return coco_mask.decode({"size": [height, width], "counts": counts})
+
+    def captions(self, tokenizer: Any) -> Captioner:
+        """Captions of the annotations, in the ids of ``tokenizer``."""
+        if self._captioner is None:
+            self._captioner = Captioner(self.tables.annotations, tokenizer)
+        return self._captioner
 
     def targets(self, rows: pd.DataFrame, image_size: int) -> tuple[Tensor, Tensor | None]:
         """Ground truth of expressions in SAM's padded square frame.

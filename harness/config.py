@@ -220,6 +220,9 @@ class TrainingConfig(Strict):
     ``balanced_until`` is not theirs: the share of all steps in which BCE goes from target and background
     at equal weight to every pixel alike; 0 leaves it out. For models too small to start well.
 
+    ``caption_weight`` is not theirs either: each ``[SEG]`` also names what it means, and that many
+    ``captioned_places`` of each image ask what stands there (:mod:`harness.captions`). 0 leaves both out.
+
     A step's images go through the model ``images_per_forward`` at a time (``None``: all at once), shared
     out among ``processes`` (GPUs); gradients are summed, so that neither changes the step but in rounding.
     ``strategy``: ``ddp`` holds the frozen weights in every process, ``fsdp`` a share of them in each.
@@ -238,6 +241,8 @@ class TrainingConfig(Strict):
     bce_weight: float = 2.0
     dice_weight: float = 0.5
     balanced_until: float = 0.0
+    caption_weight: float = Field(0.0, ge=0)
+    captioned_places: int = Field(0, ge=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     images_per_forward: int | None = Field(None, ge=1)
     gradient_checkpointing: bool = False

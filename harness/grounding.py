@@ -22,13 +22,15 @@ from harness.models.sam import decode_masks, load_sam, region_embeddings, sam_in
 from harness.optimise import optimise
 from harness.pool import Pool
 from harness.seeds import forked_rng, numpy_generator
-from harness.telling import told_states
+from harness.telling import asked, naming, told_states
 from harness.tensors import save_tensors
 
 __all__ = ["pretrain_grounding"]
 
 # Stories that the head's start is fitted to.
 _FITTED = 400
+# Weight of the captions beside the losses of the mask.
+_NAMING = 2.0
 
 
 def pretrain_grounding(
@@ -77,16 +79,19 @@ def pretrain_grounding(
         images = rng.choice(len(told), config.start_images, replace=False)
         each = run.training.expressions_per_image
         rows = np.concatenate([rng.choice(told[i], min(each, len(told[i])), replace=False) for i in images])
-        states = told_states(language, words, [stories[r] for r in rows], rng)
+        told_so = [asked(stories[r], rng) for r in rows]
+        states = told_states(language, words, told_so, rng, cells=True)
         embeddings = encoded[[stories[r].image for r in rows]]
         logits = decode_masks(sam, embeddings, head(states)[:, None])[0][:, 0]
         target = masks(rows)[:, 0]
         loss = run.training.bce_weight * bce_loss(logits, target)
         loss = loss + run.training.dice_weight * dice_loss(logits, target)
+        naming_loss, named = naming(language, states, told_so, words)
+        loss = loss + _NAMING * naming_loss
         with torch.no_grad():
             guess, truth = (logits > 0).flatten(1), (target > 0.5).flatten(1)
             iou = (guess & truth).sum(1) / (guess | truth).sum(1).clamp(min=1)
-        return loss, {"iou": iou.mean().item()}
+        return loss, {"iou": iou.mean().item(), **named}
 
     decoder = sam.mask_decoder.requires_grad_(True)
     language.requires_grad_(True)

@@ -10,12 +10,10 @@ import numpy as np
 import pandas as pd
 from pycocotools import mask as coco_mask
 
+from harness.captions import place_words
 from harness.images import read_rgb
 
-__all__ = ["PLACES", "DenseTargets", "Pool", "Story", "Thing", "place_words"]
-
-# Columns, and rows, of a place in words.
-PLACES = 12
+__all__ = ["DenseTargets", "Pool", "Story", "Thing"]
 
 _ATTRIBUTES = ("category", "color", "pattern", "size")
 # A patch takes an object's name where the object covers at least this share of it.
@@ -50,7 +48,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Story:
-    """A scene told in words, an expression, and the object that it means: its words and which it is.
+    """A scene told in words, an expression, and the object that it means: its looks, its place, which it is.
 
     ``image`` is the scene's position in the pool.
     """
@@ -59,7 +57,8 @@ class Story:
     ann_id: int
     things: tuple[Thing, ...]
     expression: str
-    answer: tuple[str, ...]
+    looks: tuple[str, ...]
+    place: tuple[str, str]
 
 
 class Pool:
@@ -211,9 +210,7 @@ class Pool:
             meant = next(o for o in objects if o["ann_id"] == ann_id)
             things = tuple(_thing(o, side) for o in objects)
             place = place_words(meant["center"][0] / side, meant["center"][1] / side)
-            # Looks first: each word narrows down which object the next is about.
-            answer = (*_looks(meant)[::-1], *place)
-            stories.append(Story(position[image_id], ann_id, things, sentence, answer))
+            stories.append(Story(position[image_id], ann_id, things, sentence, _looks(meant), place))
         return stories
 
 
@@ -228,10 +225,3 @@ def _thing(told: dict, side: int) -> Thing:
 
 def _looks(thing: dict) -> tuple[str, ...]:
     return thing["size"], thing["color"], thing["pattern"], thing["category"]
-
-
-def place_words(x: float, y: float) -> tuple[str, str]:
-    """A place in words: column and row in twelfths of the image, from normalised coordinates."""
-    return tuple(  # type: ignore[return-value]
-        f"{axis}{min(PLACES - 1, max(0, int(PLACES * v)))}" for axis, v in (("x", x), ("y", y))
-    )

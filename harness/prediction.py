@@ -53,7 +53,7 @@ def predict_batch(
         owner = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(g) for g in groups]))
         logits = model.mask_logits(prompts, sam[owner.to(sam.device)])
     else:
-        logits, _, visual = model(features, expressions, sam)
+        logits, _, visual, _ = model(features, expressions, sam)
         emitted = torch.ones(len(logits), dtype=torch.bool)
     image_size = model.sam.image_encoder.img_size
     counts: list[str] = []

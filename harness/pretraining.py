@@ -27,15 +27,16 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from harness.captions import PLACES
 from harness.config import PretrainConfig, RunConfig
 from harness.files import write_json
 from harness.grounding import pretrain_grounding
 from harness.models.vision import VisionEncoder
 from harness.optimise import optimise, split_matrices
-from harness.pool import PLACES, Pool
+from harness.pool import Pool
 from harness.sam_pretraining import pretrain_sam
 from harness.seeds import forked_rng
-from harness.telling import told_states
+from harness.telling import asked, naming, told_states
 
 __all__ = ["pretrain"]
 
@@ -157,14 +158,13 @@ def _language(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path)
     """Referring in words: what is there, an expression, and then every word of the object meant at once.
 
     Scenes are told as :func:`harness.telling.told_states` says. Where the text ends the model's own output
-    head names the looks and the place of the object meant, all in one step (as in multi-token prediction,
-    arXiv 2404.19737), so that one hidden state holds all that ``[SEG]`` must tell. It is what an LLM
-    knows of referring before it sees an image.
+    head names the looks and the place of the object meant, all in one step (:mod:`harness.captions`), so
+    that one hidden state holds all that ``[SEG]`` must tell. It is what an LLM knows of referring before it
+    sees an image.
     """
     stories = pool.stories()
-    places = [[f"{axis}{i}" for i in range(PLACES)] for axis in ("x", "y")]
-    fields = [sorted({s.answer[i] for s in stories}) for i in range(4)] + places
-    words = {w for s in stories for w in s.expression.split()} | {w for names in fields for w in names}
+    places = {f"{axis}{i}" for axis in ("x", "y") for i in range(PLACES)}
+    words = {w for s in stories for w in (*s.expression.split(), *s.looks)} | places
     tokenizer = build_tokenizer([*words, *".,;:?"])
     with forked_rng("language", config.seed):
         model = LlamaForCausalLM(
@@ -188,20 +188,12 @@ def _language(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path)
         for layer in model.model.layers:
             # A word attends to its like from the first step on, which is what referring needs.
             layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
-    index: dict[str, int] = tokenizer.get_vocab()
-    classes = [torch.tensor([index[w] for w in names]) for names in fields]
-    numbers = [{w: i for i, w in enumerate(names)} for names in fields]
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
 
     def step_loss(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        chosen = [stories[i] for i in rng.choice(len(stories), config.language_batch, replace=False)]
-        target = torch.tensor(
-            [[number[w] for number, w in zip(numbers, story.answer, strict=True)] for story in chosen]
-        )
-        scores = model.lm_head(told_states(model, index, chosen, rng))
-        named = [scores[:, ids] for ids in classes]
-        loss = torch.stack([F.cross_entropy(s, target[:, i]) for i, s in enumerate(named)]).sum()
-        right = torch.stack([s.argmax(-1) == target[:, i] for i, s in enumerate(named)]).float().mean(1)
-        return loss, {"looks": right[:4].mean().item(), "place": right[4:].mean().item()}
+        chosen = rng.choice(len(stories), config.language_batch, replace=False)
+        told = [asked(stories[i], rng) for i in chosen]
+        return naming(model, told_states(model, vocabulary, told, rng), told, vocabulary)
 
     matrices, others = split_matrices(model.model.layers, model)
     summary = optimise(

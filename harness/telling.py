@@ -3,33 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from harness.pool import Story, place_words
+from harness.captions import PLACES, caption_loss, place_words
+from harness.pool import Story, Thing
 
-__all__ = ["pieces", "told_states"]
+__all__ = ["asked", "naming", "pieces", "told_states"]
+
+# Cells without an object among those of a scene told cell by cell: enough to learn to pass over them.
+_EMPTY = 12
+# Share of the stories that are asked by place.
+_BY_PLACE = 1 / 3
 
 
-def pieces(story: Story, rng: np.random.Generator) -> list[tuple[str, ...]]:
-    """The scene as positions of the prefix, in any order, each the words of one piece of an object.
+def asked(story: Story, rng: np.random.Generator) -> Story:
+    """The story with its own expression, or, one time in three, with the place of the object in its stead."""
+    return replace(story, expression=" ".join(story.place)) if rng.random() < _BY_PLACE else story
 
-    An object is told in one piece, as superpixels tell it, or in four from the quarters of its box, as
-    patches do; so no kind of visual token is the only one that the language model has met.
+
+def pieces(story: Story, rng: np.random.Generator, cells: bool = False) -> list[tuple[str, ...]]:
+    """The scene as positions of the prefix, in any order, each the words of one piece of it.
+
+    A scene is told object by object, as superpixels tell it, or by the quarters of each object's box, or,
+    with ``cells``, by the cells of a grid, as patches do, some of which hold no object and tell their place
+    alone. So no kind of visual token is the only one that the language model has met.
     """
-    told = []
-    for thing in story.things:
+    kind = rng.integers(3 if cells else 2)
+    if kind == 0:
+        told = [(*thing.looks, *place_words(thing.x, thing.y)) for thing in story.things]
+    elif kind == 1:
         quarters = [(dx, dy) for dx in (-0.25, 0.25) for dy in (-0.25, 0.25)]
-        for dx, dy in [(0.0, 0.0)] if rng.random() < 0.5 else quarters:
-            told.append((*thing.looks, *place_words(thing.x + dx * thing.width, thing.y + dy * thing.height)))
+        told = [
+            (*thing.looks, *place_words(thing.x + dx * thing.width, thing.y + dy * thing.height))
+            for thing in story.things
+            for dx, dy in quarters
+        ]
+    else:
+        told = _cells(story.things, rng)
     return [told[i] for i in rng.permutation(len(told))]
 
 
+def _cells(things: tuple[Thing, ...], rng: np.random.Generator) -> list[tuple[str, ...]]:
+    middles = (np.arange(PLACES) + 0.5) / PLACES
+    told, empty = [], []
+    for y, x in product(middles, middles):
+        inside = [t for t in things if abs(t.x - x) < t.width / 2 and abs(t.y - y) < t.height / 2]
+        if inside:
+            told.append((*min(inside, key=lambda t: t.width * t.height).looks, *place_words(x, y)))
+        else:
+            empty.append(place_words(x, y))
+    return told + [empty[i] for i in rng.choice(len(empty), min(_EMPTY, len(empty)), replace=False)]
+
+
 def told_states(
-    model: Any, words: dict[str, int], stories: Sequence[Story], rng: np.random.Generator
+    model: Any,
+    words: dict[str, int],
+    stories: Sequence[Story],
+    rng: np.random.Generator,
+    cells: bool = False,
 ) -> Tensor:
     """``[n, H]`` states of a language model after each story and its expression, where ``[SEG]`` will stand.
 
@@ -41,15 +79,39 @@ def told_states(
         words: id of every word and of ``.``; the model's own config names BOS.
         stories: scenes with an expression each.
         rng: how the scenes are told.
+        cells: whether some are told cell by cell.
     """
     embed = model.get_input_embeddings()
     bos = embed(torch.tensor([model.config.bos_token_id]))
     blank = embed.weight.mean(0, keepdim=True)
     rows = []
     for story in stories:
-        told = torch.tensor([[words[w] for w in piece] for piece in pieces(story, rng)])
+        told = [[words[w] for w in piece] for piece in pieces(story, rng, cells)]
+        counts = torch.tensor([len(piece) for piece in told])
+        spoken = functional.embedding_bag(
+            torch.tensor([w for piece in told for w in piece]),
+            embed.weight,
+            counts.cumsum(0) - counts,
+            mode="sum",
+        )
+        spoken = spoken / counts[:, None] ** 0.5
         question = torch.tensor([words[w] for w in (*story.expression.split(), ".")])
-        rows.append(torch.cat([bos, embed(told).sum(1) / told.shape[1] ** 0.5, embed(question), blank]))
+        rows.append(torch.cat([bos, spoken, embed(question), blank]))
     inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     states = model.get_decoder()(inputs_embeds=inputs).last_hidden_state
     return states[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
+
+
+def naming(
+    model: Any, states: Tensor, stories: Sequence[Story], words: dict[str, int]
+) -> tuple[Tensor, dict[str, float]]:
+    """Loss of naming the objects meant from ``states [n, H]``, and the shares of looks and places named."""
+    meant = torch.tensor([[words[w] for w in (*s.looks, *s.place)] for s in stories])
+    scores = model.get_output_embeddings()(states)
+    top = scores.topk(meant.shape[1]).indices
+    named = (meant[:, :, None] == top[:, None]).any(-1).float().mean(0)
+    looks = len(stories[0].looks)
+    return caption_loss(scores, meant), {
+        "looks": named[:looks].mean().item(),
+        "place": named[looks:].mean().item(),
+    }

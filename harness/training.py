@@ -31,6 +31,9 @@ from harness.tensors import load_tensors, save_tensors
 __all__ = ["Sampler", "train_stage"]
 
 
+_LOGGED = ("loss", "ce", "caption", "bce", "dice", "visual_tokens")
+
+
 class Sampler:
     """Draws each step's images and expressions.
 
@@ -100,7 +103,7 @@ def training_step(
     each = run.training.images_per_forward or len(groups)
     passes = [groups[start : start + each] for start in range(0, len(groups), each)]
     expressions = sum(len(g) for g in groups)
-    parts = dict.fromkeys(("loss", "ce", "bce", "dice", "visual_tokens"), 0.0)
+    parts = dict.fromkeys(_LOGGED, 0.0)
     for index, some in workers.own(passes) if workers else list(enumerate(passes)):
         share = sum(len(g) for g in some) / expressions
         values = _forward_backward(model, data, some, run, stage, step, index, share)
@@ -135,20 +138,23 @@ def _forward_backward(
     target, valid = data.targets(pd.concat(groups), image_size)
     target, valid = target.to(device), valid.to(device) if valid is not None else None
     balance = bce_balance(stage, step, run.training)
+    captions = None
+    if run.training.caption_weight:
+        rng = numpy_generator("captions", *draw)
+        captions = data.captions(model.template.tokenizer).draw(groups, run.training.captioned_places, rng)
     budgets = model.projector.training_budgets(step, torch_generator("budget", run.seed, stage, step))
-    parts = dict.fromkeys(("loss", "ce", "bce", "dice", "visual_tokens"), 0.0)
+    parts = dict.fromkeys(_LOGGED, 0.0)
     for budget in budgets:
         generator = torch_generator("draw", *draw)
         with forked_rng("dropout", *draw):
-            logits, ce, visual = model(
-                features, expressions, sam_embeddings, budget=budget, generator=generator
-            )
-            losses = model.losses(logits, ce, target, valid, run.training, balance)
+            out = model(features, expressions, sam_embeddings, captions, budget=budget, generator=generator)
+            losses = model.losses(out.logits, out.ce, out.caption, target, valid, run.training, balance)
         (share * losses.total / len(budgets)).backward()
-        values = {"loss": losses.total, "ce": losses.ce, "bce": losses.bce, "dice": losses.dice}
+        values = {name: getattr(losses, name) for name in ("ce", "caption", "bce", "dice")}
+        values["loss"] = losses.total
         for name, value in values.items():
             parts[name] += share * value.item() / len(budgets)
-        parts["visual_tokens"] += visual.lengths.float().mean().item() / len(budgets)
+        parts["visual_tokens"] += out.visual.lengths.float().mean().item() / len(budgets)
     return parts
 
 

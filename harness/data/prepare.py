@@ -261,6 +261,7 @@ def _annotation_row(annotation: Annotation, dataset: str, data: ReferDataset) ->
         "ann_id": annotation.ann_id,
         "image_id": annotation.image_id,
         "category": data.categories[annotation.category_id],
+        "caption": annotation.caption,
         "area": int(coco_mask.area(rle)),
         "x": x,
         "y": y,

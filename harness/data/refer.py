@@ -62,13 +62,17 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Annotation:
-    """An annotated object; ``segmentation`` is as in COCO (polygons or RLE), see :func:`to_rle`."""
+    """An annotated object; ``segmentation`` is as in COCO (polygons or RLE), see :func:`to_rle`.
+
+    ``caption`` is no key of COCO's: the object in words, where the file tells it.
+    """
 
     ann_id: int
     image_id: int
     category_id: int
     box: tuple[float, float, float, float]
     segmentation: Any
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -265,6 +269,7 @@ def read_instances(path: Path) -> tuple[dict[int, ImageRecord], dict[int, Annota
                 int(a["category_id"]),
                 tuple(float(v) for v in a["bbox"]),  # type: ignore[arg-type]
                 a["segmentation"],
+                str(a.get("caption", "")),
             )
             for a in content["annotations"]
         ]

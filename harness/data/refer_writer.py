@@ -43,6 +43,7 @@ class ReferWriter:
                 "id": thing.ann_id,
                 "image_id": scene.image_id,
                 "category_id": CATEGORIES.index(thing.category) + 1,
+                "caption": " ".join((thing.size, thing.color, thing.pattern, thing.category)),
                 "bbox": [float(v) for v in thing.box],
                 "area": float(thing.area),
                 "iscrowd": 0,

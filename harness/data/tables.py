@@ -18,8 +18,8 @@ __all__ = ["Tables", "check_leakage", "is_held_out", "load_tables", "write_table
 COLUMNS: dict[str, dict[str, str]] = {
     "images": {"image_id": "int64", "path": "str", "width": "int64", "height": "int64", "sha256": "str"},
     "annotations": {
-        "dataset": "str", "ann_id": "int64", "image_id": "int64", "category": "str", "area": "int64",
-        "x": "float64", "y": "float64", "w": "float64", "h": "float64", "rle": "str",
+        "dataset": "str", "ann_id": "int64", "image_id": "int64", "category": "str", "caption": "str",
+        "area": "int64", "x": "float64", "y": "float64", "w": "float64", "h": "float64", "rle": "str",
         "height": "int64", "width": "int64",
     },
     "expressions": {

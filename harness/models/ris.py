@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.captions import Captions, caption_loss
 from harness.config import LanguageConfig, TrainingConfig
 from harness.models.language import SEG, Template, add_lora
 from harness.models.losses import bce_loss, dice_loss
@@ -25,7 +26,7 @@ from harness.models.pruning import layer_mean, pruned_hidden
 from harness.models.sam import decode_masks
 from harness.projector import ImageFeatures, Projector, VisualTokens
 
-__all__ = ["Losses", "RISModel", "fit_start", "make_seg_head"]
+__all__ = ["Forward", "Losses", "RISModel", "fit_start", "make_seg_head"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -45,12 +46,29 @@ def _in_compute_dtype(
     return wrapped
 
 
+class Forward(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+        logits: ``[m, s, s]`` low-resolution mask logits of the expressions.
+        ce: scalar cross-entropy of the answers.
+        visual: the visual tokens.
+        caption: scalar loss of the captions, where there are any.
+    """
+
+    logits: Tensor
+    ce: Tensor
+    visual: VisualTokens
+    caption: Tensor | None
+
+
 @dataclass(frozen=True)
 class Losses:
     """The weighted total and its parts (scalars)."""
 
     total: Tensor
     ce: Tensor
+    caption: Tensor
     bce: Tensor
     dice: Tensor
 
@@ -249,31 +267,41 @@ class RISModel(nn.Module):
         image: ImageFeatures,
         expressions: Sequence[Sequence[str]],
         sam_embeddings: Tensor,
+        captions: Captions | None = None,
         **kwargs: object,
-    ) -> tuple[Tensor, Tensor, VisualTokens]:
+    ) -> Forward:
         """Low-resolution logits of every expression.
 
         Args:
             image: features of ``b`` images.
             expressions: the expressions of each image.
             sam_embeddings: ``[b, C, h, w]`` frozen SAM image embeddings.
+            captions: what each ``[SEG]`` is to name; the places that they ask for get no mask.
             kwargs: ``budget`` and ``generator`` of the projector.
-
-        Returns:
-            ``[m, s, s]`` mask logits, scalar cross-entropy of the answers, and the visual tokens.
         """
         visual = self.visual_tokens(image, **kwargs)
-        packed = self.pack(visual, expressions)
+        asked = captions.places if captions else [()] * len(expressions)
+        packed = self.pack(
+            visual, [[*said, *places] for said, places in zip(expressions, asked, strict=True)]
+        )
         hidden = self.hidden(packed)
-        scores = self.language.get_output_embeddings()(hidden[packed.target_row, packed.target_column])
+        head = self.language.get_output_embeddings()
+        scores = head(hidden[packed.target_row, packed.target_column])
         ce = F.cross_entropy(scores.float(), packed.target_ids)
-        logits = self.mask_logits(self.seg_prompts(hidden, packed), sam_embeddings[packed.image_index])
-        return logits, ce, visual
+        states = hidden[packed.seg_row, packed.seg_column]
+        caption = caption_loss(head(states), captions.words.to(states.device)) if captions else None
+        pairs = zip(expressions, asked, strict=True)
+        kinds = [kind for said, rest in pairs for kind in [True] * len(said) + [False] * len(rest)]
+        meant = torch.tensor(kinds, device=states.device)
+        prompts = self.seg_head(states[meant])[:, None]
+        logits = self.mask_logits(prompts, sam_embeddings[packed.image_index[meant]])
+        return Forward(logits, ce, visual, caption)
 
     def losses(
         self,
         logits: Tensor,
         ce: Tensor,
+        caption: Tensor | None,
         target: Tensor,
         valid: Tensor | None,
         weights: TrainingConfig,
@@ -284,6 +312,7 @@ class RISModel(nn.Module):
         Args:
             logits: ``[m, s, s]`` low resolution, in SAM's padded square frame.
             ce: cross-entropy of the answers.
+            caption: loss of the captions, if any.
             target: ``[m, S, S]`` ground truth in the same frame.
             valid: ``[m, S, S]`` bool, false on padding; ``None`` where there is none.
             weights: the recipe.
@@ -294,4 +323,6 @@ class RISModel(nn.Module):
         )[:, 0]
         bce, dice = bce_loss(full, target, valid, balance), dice_loss(full, target, valid)
         total = weights.ce_weight * ce + weights.bce_weight * bce + weights.dice_weight * dice
-        return Losses(total, ce.detach(), bce.detach(), dice.detach())
+        caption = torch.zeros_like(ce) if caption is None else caption
+        total = total + weights.caption_weight * caption
+        return Losses(total, ce.detach(), caption.detach(), bce.detach(), dice.detach())

@@ -95,11 +95,11 @@ def test_dropping_equals_masking_one_conversation_at_a_time(model):
 def test_dropping_changes_the_answer_and_keeping_all_does_not(model):
     image, sam = features(3)
     with torch.no_grad():
-        pruned, _, _ = model(image, EXPRESSIONS, sam)
+        pruned, *_ = model(image, EXPRESSIONS, sam)
         model.projector.hook = MostAttended(1, 100)
-        all_kept, ce, _ = model(image, EXPRESSIONS, sam)
+        all_kept, ce, *_ = model(image, EXPRESSIONS, sam)
         model.projector.hook = None
-        plain, plain_ce, _ = model(image, EXPRESSIONS, sam)
+        plain, plain_ce, *_ = model(image, EXPRESSIONS, sam)
     torch.testing.assert_close(all_kept, plain, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(ce, plain_ce, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(pruned, plain, atol=1e-3)
@@ -123,7 +123,7 @@ def test_gradients_reach_the_projector_and_the_language_model(model):
     for name, parameter in named:
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
-    logits, ce, _ = model(image, EXPRESSIONS, sam)
+    logits, ce, *_ = model(image, EXPRESSIONS, sam)
     (logits.square().mean() + ce).backward()
     assert [n for n, p in named if p.grad is None or not p.grad.any()] == []
 

@@ -59,7 +59,7 @@ def test_packed_expressions_equal_conversations_of_their_own(model):
     """Reference: each conversation alone through the causal model, no custom mask or positions."""
     image, sam = features(3)
     with torch.no_grad():
-        logits, ce, visual = model(image, EXPRESSIONS, sam)
+        logits, ce, visual, _ = model(image, EXPRESSIONS, sam)
         single, losses, answers = [], [], 0
         for i, tokens in enumerate(visual.split()):
             for text in EXPRESSIONS[i]:
@@ -84,12 +84,12 @@ def test_packed_expressions_equal_conversations_of_their_own(model):
 def test_batch_and_neighbours_change_nothing(model):
     image, sam = features(3)
     with torch.no_grad():
-        together, _, _ = model(image, EXPRESSIONS, sam)
+        together, *_ = model(image, EXPRESSIONS, sam)
         one = ImageFeatures(image.patches[1:2], image.grid)
         model.projector.forward = lambda im, **_: VisualTokens.ragged(
             [model.projector.linear(im.patches[0, :4])]
         )
-        alone, _, _ = model(one, EXPRESSIONS[1:2], sam[1:2])
+        alone, *_ = model(one, EXPRESSIONS[1:2], sam[1:2])
     assert torch.allclose(together[2:3], alone, atol=1e-4)
 
 
@@ -147,7 +147,7 @@ def test_stage_1_freezes_the_language_model_but_for_seg(model):
     assert not any("lora_" in n for n, _ in named)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = torch.optim.AdamW([p for _, p in named], lr=1e-2, weight_decay=0.0)
-    logits, ce, _ = model(image, EXPRESSIONS, sam)
+    logits, ce, *_ = model(image, EXPRESSIONS, sam)
     (logits.square().mean() + ce).backward()
     model.mask_frozen_rows(1)
     optimizer.step()
@@ -170,7 +170,7 @@ def test_stage_2_trains_lora_and_every_named_parameter_gets_a_gradient(model):
     for name, parameter in named:
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
-    logits, ce, _ = model(image, EXPRESSIONS, sam)
+    logits, ce, *_ = model(image, EXPRESSIONS, sam)
     (logits.square().mean() + ce).backward()
     dead = [n for n, p in named if p.grad is None or not p.grad.abs().sum() > 0]
     # One prompt token attends to itself among SAM's own tokens: nothing of the decoder is idle.

@@ -1,0 +1,87 @@
+"""Region captions: the loss by hand, what is drawn, and that masks do not feel the places beside them."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from harness.captions import Captioner, Captions, caption_loss
+from tests.models.test_ris import EXPRESSIONS, features, make_model
+
+
+def test_loss_is_the_mean_surprise_at_each_captions_own_words():
+    scores = torch.log(torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4]]))
+    words = torch.tensor([[0, 1, 2], [3, -1, -1]])
+    first = -(math.log(0.5) + math.log(0.25) + math.log(0.125)) / 3
+    assert caption_loss(scores, words).item() == pytest.approx((first - math.log(0.4)) / 2)
+
+
+class Words:
+    """A tokenizer of whole words, each a number by its first sight."""
+
+    def __init__(self):
+        self.known = []
+
+    def encode(self, text, add_special_tokens):
+        assert not add_special_tokens
+        for word in text.split():
+            if word not in self.known:
+                self.known.append(word)
+        return [self.known.index(word) for word in text.split()]
+
+
+@pytest.fixture
+def annotations():
+    box = {"x": 10.0, "y": 0.0, "w": 20.0, "h": 50.0, "width": 100, "height": 50, "image_id": 4}
+    rows = [
+        {"dataset": "a", "ann_id": 1, "category": "cup", "caption": "red cup", **box},
+        {"dataset": "a", "ann_id": 2, "category": "star", "caption": "", **box, "x": 80.0},
+        {"dataset": "b", "ann_id": 1, "category": "dog", "caption": "", **box},
+    ]
+    return pd.DataFrame(rows)
+
+
+def group(**columns):
+    return pd.DataFrame({"dataset": ["a", "a"], "image_id": [4, 4], "ann_id": [2, 1], **columns})
+
+
+def test_an_expression_names_object_and_place_and_a_place_its_object(annotations):
+    tokenizer = Words()
+    captions = Captioner(annotations, tokenizer).draw([group()], 8, np.random.default_rng(0))
+    told = [{tokenizer.known[i] for i in row if i >= 0} for row in captions.words.tolist()]
+    # centres: x = (10 + 10) / 100 and (80 + 10) / 100, y = 25 / 50; in twelfths 2, 10 and 6
+    assert told[:2] == [{"star", "x10", "y6"}, {"red", "cup", "x2", "y6"}]
+    by_place = dict(zip(captions.places[0], told[2:], strict=True))
+    assert by_place == {"x2 y6": {"red", "cup"}, "x10 y6": {"star"}}
+
+
+def test_no_more_places_than_asked_for_and_the_draw_is_the_generators(annotations):
+    drawn = [
+        Captioner(annotations, Words()).draw([group()], 1, np.random.default_rng(seed)).places
+        for seed in (*range(8), 0)
+    ]
+    assert all(len(places[0]) == 1 for places in drawn)
+    assert drawn[0] == drawn[-1] and len({places[0][0] for places in drawn}) == 2
+
+
+def test_places_beside_expressions_leave_their_masks_alone(language_dir):
+    model = make_model(language_dir)
+    image, sam = features(3)
+    asked = Captions([["left"], [], ["red", "cup"]], torch.full((9, 1), model.seg_id))
+    with torch.no_grad():
+        plain = model(image, EXPRESSIONS, sam)
+        beside = model(image, EXPRESSIONS, sam, asked)
+    torch.testing.assert_close(beside.logits, plain.logits, atol=1e-5, rtol=1e-5)
+    assert plain.caption is None and beside.caption > 0
+
+
+def test_captions_reach_the_projector(language_dir):
+    model = make_model(language_dir)
+    model.set_stage(1)
+    image, sam = features(2)
+    asked = Captions([["left"], ["red"]], torch.tensor([[5], [6], [7], [8]]))
+    model(image, [["the red cup"], ["left star"]], sam, asked).caption.backward()
+    assert model.projector.linear.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in model.seg_head.parameters())
