@@ -9,7 +9,7 @@ recipe: a weight of 0 leaves it out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["PLACES", "Captioner", "Captions", "caption_loss", "place_words"]
+__all__ = ["PLACES", "Captioner", "Captions", "Slots", "caption_loss", "place_words"]
 
 # Columns, and rows, of a place in words.
 PLACES = 12
@@ -31,16 +32,45 @@ def place_words(x: float, y: float) -> tuple[str, str]:
     )
 
 
-def caption_loss(scores: Tensor, words: Tensor) -> Tensor:
-    """Mean over captions of the mean negative log-probability of their words, in no order.
+class Slots:
+    """The words that compete for each place of a caption.
+
+    Categories compete with categories and colours with colours, never with each other: with one choice
+    among all words, what is sure hides what is still to be learnt, and the place of an object never is.
+
+    Attributes:
+        ids: of each slot the token ids of its words.
+    """
+
+    def __init__(self, captions: Iterable[Sequence[str | None]], encode: Callable[[str], int]):
+        """From captions of equal length, ``None`` where one has no word; ``encode`` gives a word's id."""
+        seen = [sorted({w for w in words if w is not None}) for words in zip(*captions, strict=True)]
+        self._index = [{word: i for i, word in enumerate(words)} for words in seen]
+        self.ids = [torch.tensor([encode(word) for word in words], dtype=torch.long) for words in seen]
+
+    def encode(self, captions: Iterable[Sequence[str | None]]) -> Tensor:
+        """``[m, k]`` numbers of the words among those of their slots; -1 where there is none."""
+        return torch.tensor(
+            [
+                [-1 if word is None else index[word] for index, word in zip(self._index, said, strict=True)]
+                for said in captions
+            ]
+        )
+
+
+def caption_loss(scores: Tensor, words: Tensor, slots: Slots) -> Tensor:
+    """Mean over captions of the mean cross-entropy of their words, each among those of its slot.
 
     Args:
-        scores: ``[m, V]`` scores of the next word.
-        words: ``[m, k]`` int64 token ids; -1 is padding.
+        scores: ``[m, V]`` scores of the next token.
+        words: ``[m, k]`` as :meth:`Slots.encode` gives them, at least one in each caption.
+        slots: the ``k`` slots.
     """
-    said = words >= 0
-    taken = scores.float().log_softmax(-1).gather(1, words.clamp(min=0)) * said
-    return -(taken.sum(1) / said.sum(1).clamp(min=1)).mean()
+    each = [
+        F.cross_entropy(scores[:, ids.to(scores.device)].float(), said, ignore_index=-1, reduction="none")
+        for ids, said in zip(slots.ids, words.T, strict=True)
+    ]
+    return (torch.stack(each).sum(0) / (words >= 0).sum(1)).mean()
 
 
 @dataclass(frozen=True)
@@ -49,12 +79,18 @@ class Captions:
 
     Attributes:
         places: for each image the places asked for, each in words, in an expression's stead.
-        words: ``[m, k]`` token ids, padded by -1, of the captions: for each image first those of its
+        words: ``[m, k]`` of the captions, in the numbers of ``slots``: for each image first those of its
             expressions, then those of its places.
+        slots: the ``k`` slots.
     """
 
     places: Sequence[Sequence[str]]
     words: Tensor
+    slots: Slots
+
+    def loss(self, scores: Tensor) -> Tensor:
+        """:func:`caption_loss` of ``scores [m, V]``."""
+        return caption_loss(scores, self.words.to(scores.device), self.slots)
 
 
 class Captioner:
@@ -69,19 +105,19 @@ class Captioner:
         said = annotations["caption"].where(annotations["caption"] != "", annotations["category"])
         across = (annotations["x"] + annotations["w"] / 2) / annotations["width"]
         down = (annotations["y"] + annotations["h"] / 2) / annotations["height"]
+        looks = [text.split() for text in said]
+        longest = max(map(len, looks))
         keys = annotations[["dataset", "ann_id"]].itertuples(index=False, name=None)
-        self._told = {
-            key: (text, " ".join(place_words(x, y)))
-            for key, text, x, y in zip(keys, said, across, down, strict=True)
+        self._told: dict[tuple[str, int], tuple[list[str | None], tuple[str, str]]] = {
+            key: ([*words, *[None] * (longest - len(words))], place_words(x, y))
+            for key, words, x, y in zip(keys, looks, across, down, strict=True)
         }
-        self._tokenizer = tokenizer
-        self._ids: dict[str, list[int]] = {}
         self._in_image = annotations.groupby(["dataset", "image_id"])["ann_id"].agg(list).to_dict()
-
-    def _encode(self, text: str) -> list[int]:
-        if text not in self._ids:
-            self._ids[text] = self._tokenizer.encode(text, add_special_tokens=False)
-        return self._ids[text]
+        # A word of several tokens is told by its first.
+        self._slots = Slots(
+            ((*words, *place) for words, place in self._told.values()),
+            lambda word: tokenizer.encode(word, add_special_tokens=False)[0],
+        )
 
     def draw(self, groups: list[pd.DataFrame], places: int, rng: np.random.Generator) -> Captions:
         """The captions of a step.
@@ -91,14 +127,15 @@ class Captioner:
             places: how many places an image is asked for, where it has as many objects.
             rng: which.
         """
-        asked, captions = [], []
+        asked: list[list[str]] = []
+        captions: list[Sequence[str | None]] = []
         for group in groups:
             dataset, image_id = group["dataset"].iloc[0], int(group["image_id"].iloc[0])
-            captions += [" ".join(self._told[dataset, int(a)]) for a in group["ann_id"]]
+            meant = [self._told[dataset, int(a)] for a in group["ann_id"]]
+            captions += [(*words, *place) for words, place in meant]
             present = self._in_image[dataset, image_id]
             drawn = rng.choice(len(present), min(places, len(present)), replace=False)
-            told = [self._told[dataset, present[i]] for i in drawn]
-            captions += [words for words, _ in told]
-            asked.append([place for _, place in told])
-        ids = [torch.tensor(self._encode(text), dtype=torch.long) for text in captions]
-        return Captions(asked, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1))
+            there = [self._told[dataset, present[i]] for i in drawn]
+            captions += [(*words, None, None) for words, _ in there]
+            asked.append([" ".join(place) for _, place in there])
+        return Captions(asked, self._slots.encode(captions), self._slots)

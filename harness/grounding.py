@@ -22,7 +22,7 @@ from harness.models.sam import decode_masks, load_sam, region_embeddings, sam_in
 from harness.optimise import optimise
 from harness.pool import Pool
 from harness.seeds import forked_rng, numpy_generator
-from harness.telling import asked, naming, told_states
+from harness.telling import asked, naming, story_slots, told_states
 from harness.tensors import save_tensors
 
 __all__ = ["pretrain_grounding"]
@@ -54,6 +54,7 @@ def pretrain_grounding(
     sam = load_sam(sam_dir)
     words = tokenizer.get_vocab()
     stories = pool.stories()
+    slots = story_slots(stories, words)
     by_image = [[] for _ in range(len(pool))]  # type: list[list[int]]
     for row, story in enumerate(stories):
         by_image[story.image].append(row)
@@ -86,7 +87,7 @@ def pretrain_grounding(
         target = masks(rows)[:, 0]
         loss = run.training.bce_weight * bce_loss(logits, target)
         loss = loss + run.training.dice_weight * dice_loss(logits, target)
-        naming_loss, named = naming(language, states, told_so, words)
+        naming_loss, named = naming(language, states, told_so, slots)
         loss = loss + _NAMING * naming_loss
         with torch.no_grad():
             guess, truth = (logits > 0).flatten(1), (target > 0.5).flatten(1)

@@ -36,7 +36,7 @@ from harness.optimise import optimise, split_matrices
 from harness.pool import Pool
 from harness.sam_pretraining import pretrain_sam
 from harness.seeds import forked_rng
-from harness.telling import asked, naming, told_states
+from harness.telling import asked, naming, story_slots, told_states
 
 __all__ = ["pretrain"]
 
@@ -189,11 +189,12 @@ def _language(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path)
             # A word attends to its like from the first step on, which is what referring needs.
             layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
     vocabulary: dict[str, int] = tokenizer.get_vocab()
+    slots = story_slots(stories, vocabulary)
 
     def step_loss(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = rng.choice(len(stories), config.language_batch, replace=False)
         told = [asked(stories[i], rng) for i in chosen]
-        return naming(model, told_states(model, vocabulary, told, rng), told, vocabulary)
+        return naming(model, told_states(model, vocabulary, told, rng), told, slots)
 
     matrices, others = split_matrices(model.model.layers, model)
     summary = optimise(

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.captions import PLACES, caption_loss, place_words
+from harness.captions import PLACES, Slots, caption_loss, place_words
 from harness.pool import Story, Thing
 
-__all__ = ["asked", "naming", "pieces", "told_states"]
+__all__ = ["asked", "naming", "pieces", "story_slots", "told_states"]
 
 # Cells without an object among those of a scene told cell by cell: enough to learn to pass over them.
 _EMPTY = 12
@@ -103,15 +103,18 @@ def told_states(
 
 
 def naming(
-    model: Any, states: Tensor, stories: Sequence[Story], words: dict[str, int]
+    model: Any, states: Tensor, stories: Sequence[Story], slots: Slots
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss of naming the objects meant from ``states [n, H]``, and the shares of looks and places named."""
-    meant = torch.tensor([[words[w] for w in (*s.looks, *s.place)] for s in stories])
+    words = slots.encode((*s.looks, *s.place) for s in stories)
     scores = model.get_output_embeddings()(states)
-    top = scores.topk(meant.shape[1]).indices
-    named = (meant[:, :, None] == top[:, None]).any(-1).float().mean(0)
+    guesses = torch.stack([scores[:, ids].argmax(-1) for ids in slots.ids], 1)
+    right = (guesses == words).float().mean(0)
     looks = len(stories[0].looks)
-    return caption_loss(scores, meant), {
-        "looks": named[:looks].mean().item(),
-        "place": named[looks:].mean().item(),
-    }
+    shares = {"looks": right[:looks].mean().item(), "place": right[looks:].mean().item()}
+    return caption_loss(scores, words, slots), shares
+
+
+def story_slots(stories: Sequence[Story], words: dict[str, int]) -> Slots:
+    """Slots of looks and place, by the ids in ``words``."""
+    return Slots([(*s.looks, *s.place) for s in stories], words.__getitem__)

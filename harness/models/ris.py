@@ -17,7 +17,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.captions import Captions, caption_loss
+from harness.captions import Captions
 from harness.config import LanguageConfig, TrainingConfig
 from harness.models.language import SEG, Template, add_lora
 from harness.models.losses import bce_loss, dice_loss
@@ -289,7 +289,7 @@ class RISModel(nn.Module):
         scores = head(hidden[packed.target_row, packed.target_column])
         ce = F.cross_entropy(scores.float(), packed.target_ids)
         states = hidden[packed.seg_row, packed.seg_column]
-        caption = caption_loss(head(states), captions.words.to(states.device)) if captions else None
+        caption = captions.loss(head(states)) if captions else None
         pairs = zip(expressions, asked, strict=True)
         kinds = [kind for said, rest in pairs for kind in [True] * len(said) + [False] * len(rest)]
         meant = torch.tensor(kinds, device=states.device)

@@ -7,15 +7,22 @@ import pandas as pd
 import pytest
 import torch
 
-from harness.captions import Captioner, Captions, caption_loss
+from harness.captions import Captioner, Captions, Slots, caption_loss
 from tests.models.test_ris import EXPRESSIONS, features, make_model
 
 
-def test_loss_is_the_mean_surprise_at_each_captions_own_words():
-    scores = torch.log(torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4]]))
-    words = torch.tensor([[0, 1, 2], [3, -1, -1]])
-    first = -(math.log(0.5) + math.log(0.25) + math.log(0.125)) / 3
-    assert caption_loss(scores, words).item() == pytest.approx((first - math.log(0.4)) / 2)
+def test_a_word_competes_with_its_like_alone():
+    slots = Slots(
+        [("cup", "x1"), ("star", "x2"), ("dog", None)], {"cup": 4, "dog": 0, "star": 2, "x1": 3, "x2": 1}.get
+    )
+    words = slots.encode([("star", "x1"), ("cup", None)])
+    scores = torch.log(torch.tensor([[0.1, 0.3, 0.5, 0.1, 0.2], [0.4, 9.0, 0.4, 9.0, 0.2]]))
+    # star among cup, dog and star; x1 among x1 and x2; cup among the three
+    first = -(math.log(0.5 / 0.8) + math.log(0.1 / 0.4)) / 2
+    assert caption_loss(scores, words, slots).item() == pytest.approx((first - math.log(0.2)) / 2)
+
+
+ONE = Slots([("a",), ("b",)], {"a": 5, "b": 6}.get)
 
 
 class Words:
@@ -50,7 +57,11 @@ def group(**columns):
 def test_an_expression_names_object_and_place_and_a_place_its_object(annotations):
     tokenizer = Words()
     captions = Captioner(annotations, tokenizer).draw([group()], 8, np.random.default_rng(0))
-    told = [{tokenizer.known[i] for i in row if i >= 0} for row in captions.words.tolist()]
+    ids = captions.slots.ids
+    told = [
+        {tokenizer.known[ids[slot][i]] for slot, i in enumerate(row) if i >= 0}
+        for row in captions.words.tolist()
+    ]
     # centres: x = (10 + 10) / 100 and (80 + 10) / 100, y = 25 / 50; in twelfths 2, 10 and 6
     assert told[:2] == [{"star", "x10", "y6"}, {"red", "cup", "x2", "y6"}]
     by_place = dict(zip(captions.places[0], told[2:], strict=True))
@@ -69,7 +80,7 @@ def test_no_more_places_than_asked_for_and_the_draw_is_the_generators(annotation
 def test_places_beside_expressions_leave_their_masks_alone(language_dir):
     model = make_model(language_dir)
     image, sam = features(3)
-    asked = Captions([["left"], [], ["red", "cup"]], torch.full((9, 1), model.seg_id))
+    asked = Captions([["left"], [], ["red", "cup"]], torch.zeros(9, 1, dtype=torch.long), ONE)
     with torch.no_grad():
         plain = model(image, EXPRESSIONS, sam)
         beside = model(image, EXPRESSIONS, sam, asked)
@@ -81,7 +92,7 @@ def test_captions_reach_the_projector(language_dir):
     model = make_model(language_dir)
     model.set_stage(1)
     image, sam = features(2)
-    asked = Captions([["left"], ["red"]], torch.tensor([[5], [6], [7], [8]]))
+    asked = Captions([["left"], ["red"]], torch.tensor([[0], [1], [0], [1]]), ONE)
     model(image, [["the red cup"], ["left star"]], sam, asked).caption.backward()
     assert model.projector.linear.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in model.seg_head.parameters())

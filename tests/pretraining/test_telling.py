@@ -1,5 +1,6 @@
 """Scenes told in words: what is told, and that neighbours in a batch change nothing."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.pool import Story, Thing
-from harness.telling import asked, naming, pieces, told_states
+from harness.telling import asked, naming, pieces, story_slots, told_states
 
 CUP, STAR = ("large", "red", "plain", "cup"), ("small", "blue", "striped", "star")
 
@@ -69,18 +70,20 @@ def test_a_story_is_asked_by_its_expression_or_its_place(story):
     assert asked(story, Fixed(0, share=0.1)).expression == "x6 y6"
 
 
-def test_naming_counts_the_words_among_the_likeliest(story):
-    words = {w: i for i, w in enumerate((*CUP, "x6", "y6", "x1", "y1", "blue", "star"))}
+def test_naming_has_each_word_compete_with_its_like(story):
+    words = {w: i for i, w in enumerate((*CUP, "x6", "y6", "x1", "y1", *STAR))}
+    other = replace(story, looks=STAR, place=("x1", "y1"))
 
     class Head:
         def get_output_embeddings(self):
             return torch.nn.Identity()
 
-    scores = torch.full((1, 10), -5.0)
-    scores[0, [words[w] for w in ("large", "red", "plain", "blue", "x6", "y1")]] = 5.0
-    loss, shares = naming(Head(), scores, [story], words)
+    scores = torch.zeros(1, len(words))
+    scores[0, [words[w] for w in ("large", "red", "plain", "star", "x6", "y1")]] = 5.0
+    loss, shares = naming(Head(), scores, [story], story_slots([story, other], words))
     assert shares == {"looks": 0.75, "place": 0.5}
-    assert loss > 2
+    # two words a slot: four times log(1 + e^-5), twice log(1 + e^5)
+    assert loss.item() == pytest.approx((4 * math.log1p(math.exp(-5)) + 2 * math.log1p(math.exp(5))) / 6)
 
 
 def test_padding_and_neighbours_leave_a_state_alone(story):
