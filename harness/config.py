@@ -221,7 +221,9 @@ class TrainingConfig(Strict):
     at equal weight to every pixel alike; 0 leaves it out. For models too small to start well.
 
     ``caption_weight`` is not theirs either: each ``[SEG]`` also names what it means, and that many
-    ``captioned_places`` of each image ask what stands there (:mod:`harness.captions`). 0 leaves both out.
+    ``captioned_places`` of each image ask what stands there (:mod:`harness.captions`); in the first
+    ``caption_share`` of stage 1 captions are all that is learnt, as LLaVA's projector is aligned first, by
+    the whole projector. 0 leaves them out.
 
     A step's images go through the model ``images_per_forward`` at a time (``None``: all at once), shared
     out among ``processes`` (GPUs); gradients are summed, so that neither changes the step but in rounding.
@@ -242,6 +244,7 @@ class TrainingConfig(Strict):
     dice_weight: float = 0.5
     balanced_until: float = 0.0
     caption_weight: float = Field(0.0, ge=0)
+    caption_share: float = Field(0.0, ge=0, le=1)
     captioned_places: int = Field(0, ge=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     images_per_forward: int | None = Field(None, ge=1)
@@ -263,6 +266,11 @@ class TrainingConfig(Strict):
     def workers(self) -> int:
         """Processes that have a forward pass to make."""
         return min(self.processes, self.forwards_per_step)
+
+    @property
+    def caption_steps(self) -> int:
+        """Steps at the beginning of stage 1 that learn captions alone."""
+        return round(self.caption_share * self.stage1_steps) if self.caption_weight else 0
 
     @model_validator(mode="after")
     def _shared_out_evenly(self) -> TrainingConfig:

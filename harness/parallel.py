@@ -55,6 +55,8 @@ class Workers:
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum gradients over processes; a part that no forward pass touched has a gradient of 0."""
         for parameter in parameters:
+            if not parameter.requires_grad:
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             if self.count > 1:

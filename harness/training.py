@@ -132,29 +132,36 @@ def _forward_backward(
     device = next(model.parameters()).device
     image_ids = [int(g["image_id"].iloc[0]) for g in groups]
     features = data.features(image_ids, device)
-    sam_embeddings = data.sam_embeddings(image_ids, device)
     expressions = [g["sentence"].tolist() for g in groups]
-    image_size = model.sam.image_encoder.img_size
-    target, valid = data.targets(pd.concat(groups), image_size)
-    target, valid = target.to(device), valid.to(device) if valid is not None else None
-    balance = bce_balance(stage, step, run.training)
-    captions = None
-    if run.training.caption_weight:
+    config, captions = run.training, None
+    if config.caption_weight:
         rng = numpy_generator("captions", *draw)
-        captions = data.captions(model.template.tokenizer).draw(groups, run.training.captioned_places, rng)
+        captions = data.captions(model.template.tokenizer).draw(groups, config.captioned_places, rng)
+    masked = stage == 2 or step >= config.caption_steps
+    if masked:
+        sam_embeddings = data.sam_embeddings(image_ids, device)
+        target, valid = data.targets(pd.concat(groups), model.sam.image_encoder.img_size)
+        target, valid = target.to(device), valid.to(device) if valid is not None else None
     budgets = model.projector.training_budgets(step, torch_generator("budget", run.seed, stage, step))
     parts = dict.fromkeys(_LOGGED, 0.0)
     for budget in budgets:
-        generator = torch_generator("draw", *draw)
+        options = {"budget": budget, "generator": torch_generator("draw", *draw)}
         with forked_rng("dropout", *draw):
-            out = model(features, expressions, sam_embeddings, captions, budget=budget, generator=generator)
-            losses = model.losses(out.logits, out.ce, out.caption, target, valid, run.training, balance)
-        (share * losses.total / len(budgets)).backward()
-        values = {name: getattr(losses, name) for name in ("ce", "caption", "bce", "dice")}
-        values["loss"] = losses.total
+            if masked:
+                out = model(features, expressions, sam_embeddings, captions, **options)
+                balance = bce_balance(stage, step, config)
+                losses = model.losses(out.logits, out.ce, out.caption, target, valid, config, balance)
+                total, visual = losses.total, out.visual
+                values = {name: getattr(losses, name) for name in ("ce", "caption", "bce", "dice")}
+            else:
+                assert captions is not None
+                caption, visual = model.caption(features, expressions, captions, **options)
+                total, values = config.caption_weight * caption, {"caption": caption}
+        (share * total / len(budgets)).backward()
+        values["loss"] = total
         for name, value in values.items():
             parts[name] += share * value.item() / len(budgets)
-        parts["visual_tokens"] += out.visual.lengths.float().mean().item() / len(budgets)
+        parts["visual_tokens"] += visual.lengths.float().mean().item() / len(budgets)
     return parts
 
 
@@ -245,7 +252,9 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
     run_dir = plan.run_dir(run.id)
     if stage == 2:
         load_stage(model, run_dir / "stage1.safetensors")
-    named = model.set_stage(stage)
+    # Captions align the projector as a whole; what it holds back for stage 2 rests while masks are learnt.
+    aligning = stage == 1 and config.caption_steps > 0
+    named = model.set_stage(stage, whole_projector=aligning)
     names = [n for n, _ in named]
     optimizer = torch.optim.AdamW(
         [p for _, p in named], lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
@@ -268,6 +277,9 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
     named_bar = {"desc": f"{run.id} stage {stage}", "mininterval": 5, "disable": not workers.is_main}
     bar = tqdm(range(first, steps), initial=first, total=steps, **named_bar)
     for step in bar:
+        if aligning and step >= config.caption_steps:
+            model.set_stage(stage)
+            aligning = False
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, config)
         optimizer.zero_grad(set_to_none=True)

@@ -134,14 +134,18 @@ class RISModel(nn.Module):
 
     # --- what learns -----------------------------------------------------------------------------
 
-    def set_stage(self, stage: int) -> list[tuple[str, nn.Parameter]]:
+    def set_stage(self, stage: int, *, whole_projector: bool = False) -> list[tuple[str, nn.Parameter]]:
         """Switch on what learns in ``stage``, switch off the rest; returns the learning parameters.
 
         In stage 1 the language model is frozen but for the row of ``[SEG]``, which did not exist before.
+
+        Args:
+            stage: 1 or 2.
+            whole_projector: nothing of the projector is held back for stage 2.
         """
         self.requires_grad_(False)
-        self.projector.stage = stage
-        prefixes = tuple(self.projector.trainable_in_stage(stage))
+        self.projector.stage = 2 if whole_projector else stage
+        prefixes = tuple(self.projector.trainable_in_stage(self.projector.stage))
         for name, parameter in self.projector.named_parameters():
             parameter.requires_grad_(name.startswith(prefixes))
         self.seg_head.requires_grad_(True)
@@ -261,6 +265,30 @@ class RISModel(nn.Module):
         """``[m, s, s]`` low-resolution mask logits; ``image_embeddings [m, C, h, w]``, one an expression."""
         return decode_masks(self.sam, image_embeddings, prompts)[0][:, 0]
 
+    def _read(
+        self,
+        image: ImageFeatures,
+        expressions: Sequence[Sequence[str]],
+        places: Sequence[Sequence[str]],
+        **kwargs: object,
+    ) -> tuple[VisualTokens, PackedBatch, Tensor]:
+        visual = self.visual_tokens(image, **kwargs)
+        packed = self.pack(visual, [[*said, *rest] for said, rest in zip(expressions, places, strict=True)])
+        return visual, packed, self.hidden(packed)
+
+    @_in_compute_dtype
+    def caption(
+        self,
+        image: ImageFeatures,
+        expressions: Sequence[Sequence[str]],
+        captions: Captions,
+        **kwargs: object,
+    ) -> tuple[Tensor, VisualTokens]:
+        """Scalar loss of the captions, and the visual tokens; no mask. Arguments as of :meth:`forward`."""
+        visual, packed, hidden = self._read(image, expressions, captions.places, **kwargs)
+        scores = self.language.get_output_embeddings()(hidden[packed.seg_row, packed.seg_column])
+        return captions.loss(scores), visual
+
     @_in_compute_dtype
     def forward(
         self,
@@ -279,12 +307,8 @@ class RISModel(nn.Module):
             captions: what each ``[SEG]`` is to name; the places that they ask for get no mask.
             kwargs: ``budget`` and ``generator`` of the projector.
         """
-        visual = self.visual_tokens(image, **kwargs)
         asked = captions.places if captions else [()] * len(expressions)
-        packed = self.pack(
-            visual, [[*said, *places] for said, places in zip(expressions, asked, strict=True)]
-        )
-        hidden = self.hidden(packed)
+        visual, packed, hidden = self._read(image, expressions, asked, **kwargs)
         head = self.language.get_output_embeddings()
         scores = head(hidden[packed.target_row, packed.target_column])
         ce = F.cross_entropy(scores.float(), packed.target_ids)

@@ -12,9 +12,8 @@ from tests.models.test_ris import EXPRESSIONS, features, make_model
 
 
 def test_a_word_competes_with_its_like_alone():
-    slots = Slots(
-        [("cup", "x1"), ("star", "x2"), ("dog", None)], {"cup": 4, "dog": 0, "star": 2, "x1": 3, "x2": 1}.get
-    )
+    ids = {"cup": 4, "dog": 0, "star": 2, "x1": 3, "x2": 1}
+    slots = Slots([("cup", "x1"), ("star", "x2"), ("dog", None)], ids.__getitem__)
     words = slots.encode([("star", "x1"), ("cup", None)])
     scores = torch.log(torch.tensor([[0.1, 0.3, 0.5, 0.1, 0.2], [0.4, 9.0, 0.4, 9.0, 0.2]]))
     # star among cup, dog and star; x1 among x1 and x2; cup among the three
