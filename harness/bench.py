@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from harness.assembly import RunData, build_model
-from harness.config import RunConfig, read_study
+from harness.config import RunConfig
 from harness.models.ris import RISModel
 from harness.plan import Plan
 from harness.projector import ImageFeatures, VisualTokens
 from harness.stages import run_stage
+from harness.study import read_study
 from harness.training import Sampler, training_step
 
 __all__ = ["bench_cache", "bench_prefix"]

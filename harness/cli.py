@@ -64,8 +64,8 @@ def plan(study: Path = Path("config/default.yaml"), *, json: bool = False) -> No
         study: a file of ``config/``, merged onto ``config/default.yaml``.
         json: print the resolved study as one JSON value.
     """
-    from harness.config import read_study
     from harness.plan import Plan
+    from harness.study import read_study
 
     made = Plan.from_raw(read_study(study))
     _show(made.as_json(), json, "\n".join([str(made.study_dir), *(f"  {run}" for run in made.runs)]))
@@ -122,9 +122,9 @@ def snapshot(study: Path = Path("config/default.yaml"), *, command: str = "make 
         study: a file of ``config/``, merged onto ``config/default.yaml``.
         command: what made the results, for ``provenance.json``.
     """
-    from harness.config import read_study
     from harness.plan import Plan
     from harness.snapshot import take_snapshot
+    from harness.study import read_study
 
     _say(f"snapshot: {take_snapshot(Plan.from_raw(read_study(study)), command)}")
 

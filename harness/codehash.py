@@ -16,7 +16,14 @@ from pathlib import Path
 __all__ = ["code_hash", "module_closure"]
 
 # The schema carries values, and the values that matter stand in ``params`` themselves.
-_NOT_FOLLOWED = ("harness.config", "harness.plan", "harness.cli", "harness.discovery", "harness.codehash")
+_NOT_FOLLOWED = (
+    "harness.config",
+    "harness.study",
+    "harness.plan",
+    "harness.cli",
+    "harness.discovery",
+    "harness.codehash",
+)
 _OURS = ("harness", "svp", "baselines")
 
 

@@ -1,23 +1,18 @@
 """The one schema that YAML, the workflow, the command line and the docs are checked against.
 
-A study names its blocks by one word each (``models: tiny``), resolved from ``config/parts/<block>/``,
-and states flat deltas under ``set`` (``training.stage1_steps: 50``). Nothing here imports torch: the
+How a study file becomes runs of this schema is :mod:`harness.study`. Nothing here imports torch: the
 Snakefile loads this module, and every Slurm job parses the Snakefile again.
 """
 
 from __future__ import annotations
 
-import copy
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from harness.data.options import ReferData, SyntheticData
-from harness.discovery import get_projector, nearest
+from harness.discovery import nearest
 
 __all__ = [
     "ConfigError",
@@ -34,10 +29,6 @@ __all__ = [
     "TrainingConfig",
     "TuningConfig",
     "VisionConfig",
-    "load_study",
-    "read_study",
-    "resolve_study",
-    "row_names",
 ]
 
 FEATURE_ITEMS = ("patches", "levels", "cls_attention", "keys", "encoder_tokens", "sam")
@@ -446,211 +437,3 @@ class RunConfig(Strict):
         """``projector.variant.budget.sSEED``; a trial of the learning-rate search also says its rate."""
         trial = f"-lr{self.training.learning_rate:g}" if self.held_out_images else ""
         return f"{self.row}.s{self.seed}{trial}"
-
-
-def _parts_dir(root: Path) -> Path:
-    return root / "config" / "parts"
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        value = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} must hold a mapping")
-    return value
-
-
-def _load_part(root: Path, block: str, name: str, size: str = "tiny") -> dict[str, Any]:
-    """A part by name; ``NAME.SIZE.yaml`` stands in for ``NAME.yaml`` at that size of models."""
-    folder = _parts_dir(root) / block
-    known = sorted(p.stem for p in folder.glob("*.yaml") if "." not in p.stem)
-    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.{size}.yaml"
-    path = path if path.is_file() or name.endswith(".yaml") else folder / f"{name}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{block}: there is no part '{name}' in config/parts/{block}{nearest(name, known)}")
-    return _read_yaml(path)
-
-
-def _apply(blocks: dict[str, Any], key: str, value: Any, root: Path, where: str) -> None:
-    block, _, rest = key.partition(".")
-    if block not in BLOCKS:
-        raise ConfigError(f"{where}: unknown block in '{key}'{nearest(block, list(BLOCKS))}")
-    if not rest:
-        blocks[block] = _load_part(root, block, value, blocks["models"].get("size", "tiny"))
-        return
-    target = blocks[block]
-    *path, last = rest.split(".")
-    for step in path:
-        target = target.setdefault(step, {})
-        if not isinstance(target, dict):
-            raise ConfigError(f"{where}: '{key}' goes through '{step}', which holds no keys")
-    if isinstance(value, str) and isinstance(target.get(last), dict):
-        # A word in place of keys names a part within the part: the same word at every model size.
-        value = _load_part(root, "/".join([block, *path, last]), value, blocks["models"].get("size", "tiny"))
-    target[last] = value
-
-
-def _explain(error: ValidationError, where: str) -> ConfigError:
-    first = error.errors()[0]
-    place = ".".join(str(p) for p in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    return ConfigError(f"{where}{': ' + place if place else ''}: {message}")
-
-
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    out = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        out[key] = _merge(out[key], value) if both else value
-    return out
-
-
-def read_study(path: Path | str, root: Path | str = ".") -> dict[str, Any]:
-    """A study file's raw mapping on top of ``config/default.yaml``, merged as ``--configfile`` does.
-
-    Raises:
-        ConfigError: a file is missing or is not a YAML mapping.
-    """
-    path, default = Path(path), Path(root) / "config" / "default.yaml"
-    for each in (default, path):
-        if not each.is_file():
-            raise ConfigError(f"study file {each} does not exist; run from the repository's root")
-    return _merge(_read_yaml(default), _read_yaml(path))
-
-
-def load_study(raw: Mapping[str, Any]) -> StudyConfig:
-    """Check a study's raw mapping (Snakemake's ``config``, or a YAML file's).
-
-    ``data_root`` is accepted as a shorthand for ``set: {data.root: …}``, so that it can be given
-    on the command line.
-
-    Raises:
-        ConfigError: a key or a value is wrong.
-    """
-    values: dict[str, Any] = copy.deepcopy(dict(raw))
-    root = values.pop("data_root", None)
-    if root is not None:
-        values["set"] = {**values.get("set", {}), "data.root": str(root)}
-    try:
-        study = StudyConfig.model_validate(values)
-    except ValidationError as error:
-        raise _explain(error, "config") from error
-    if study.effort == "quick":
-        study = study.model_copy(update={"seeds": study.seeds[:1], "tuning": None})
-    return study
-
-
-def row_names(projector: str, variant: str) -> tuple[str, ...]:
-    """What ``of`` may call a row: its projector with its variant, and without where that is ``base``."""
-    named = f"{projector}.{variant}"
-    return (projector, named) if variant == "base" else (named,)
-
-
-def _check_row(row: Row, study: StudyConfig) -> Any:
-    try:
-        info = get_projector(row.name)
-    except ValueError as error:
-        raise ConfigError(f"config: rows: {error}") from error
-    for key in row.config:
-        if info.options is not None and key not in info.options:
-            raise ConfigError(
-                f"config: rows: {row.name}: unknown option '{key}'{nearest(key, sorted(info.options))}"
-            )
-    if info.acts_on == "run":
-        rows = [row_names(r.label or r.name, r.variant) for r in study.rows]
-        if row.of is None or not any(row.of in names for names in rows):
-            names = [names[0] for names in rows]
-            raise ConfigError(
-                f"config: rows: '{row.name}' acts on a finished run; 'of' must name one of {', '.join(names)}"
-            )
-    return info
-
-
-def _budgets(row: Row, effort: str) -> tuple[Budget, ...]:
-    """The budgets of a row, one a row of the table."""
-    budgets = row.budget if isinstance(row.budget, tuple) else (row.budget,)
-    return budgets if effort == "quick" else (*budgets, *row.full_budgets)
-
-
-def _tokens(budget: Budget, vision: Mapping[str, Any], name: str) -> int | None:
-    """A budget as a number of tokens.
-
-    Raises:
-        ConfigError: the share of the patches is no whole number.
-    """
-    if not isinstance(budget, str):
-        return budget
-    patches = (int(vision["image_size"]) // int(vision["patch_size"])) ** 2
-    share = int(budget.removeprefix("1/"))
-    if patches % share:
-        raise ConfigError(f"config: rows: {name}: {budget} of {patches} patches is no whole number")
-    return patches // share
-
-
-def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]:
-    """Every run of a study, with every value filled in.
-
-    Args:
-        study: the checked study.
-        root: the repository's root (holds ``config/parts``).
-
-    Raises:
-        ConfigError: a part, a projector or a key is not there.
-    """
-    root = Path(root)
-    models = _load_part(root, "models", study.models)
-    size = models.get("size", "tiny")
-    base = {block: _load_part(root, block, getattr(study, block), size) for block in BLOCKS}
-    base["models"] = models
-    if study.effort == "quick":
-        for key, value in _load_part(root, "effort", "quick", size).items():
-            _apply(base, key, value, root, "effort quick")
-    for key, value in study.set.items():
-        _apply(base, key, value, root, "config: set")
-    runs: list[RunConfig] = []
-    pairs = [(each, budget) for each in study.rows for budget in _budgets(each, study.effort)]
-    for row, budget in pairs:
-        info = _check_row(row, study)
-        blocks: dict[str, Any] = copy.deepcopy(base)
-        if info.superpixel_source:
-            blocks["superpixels"] = _load_part(root, "superpixels", info.superpixel_source, size)
-        for key, value in row.set.items():
-            _apply(blocks, key, value, root, f"config: rows: {row.name}: set")
-        if "root" in blocks["data"]:
-            # Left as it stands where the variable is unset: a plan needs no raw data, a run checks for it.
-            blocks["data"]["root"] = os.path.expandvars(blocks["data"]["root"])
-        if not {"superpixels"} & set(info.needs):
-            blocks["superpixels"] = None
-        if study.tuning is not None and any(key.startswith("training.learning_rate") for key in row.set):
-            raise ConfigError(
-                f"config: rows: {row.name}: `tuning` finds the learning rate; leave it out of `set`"
-            )
-        tokens = _tokens(budget, blocks["models"]["vision"], row.name)
-        for seed in study.seeds:
-            values = {
-                **blocks,
-                "study": study.study,
-                "projector": row.label or info.name,
-                "source": row.name,
-                "variant": row.variant,
-                "budget": tokens,
-                "seed": seed,
-                "kind": info.kind,
-                "acts_on": info.acts_on,
-                "of": row.of,
-                "needs": info.needs,
-                "config": row.config,
-                "splits": study.splits,
-            }
-            try:
-                runs.append(RunConfig.model_validate(values))
-            except ValidationError as error:
-                raise _explain(error, f"config: {row.name}") from error
-    seen: set[str] = set()
-    for run in runs:
-        if run.id in seen:
-            raise ConfigError(f"config: rows: two rows are called {run.id}; give one a 'variant'")
-        seen.add(run.id)
-    return runs

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import psutil
 
-from harness.config import ConfigError, read_study
+from harness.config import ConfigError
 from harness.files import read_json
 from harness.plan import Plan
+from harness.study import read_study
 
 __all__ = ["abandoned_jobs", "lift_lock", "run_study", "workflows"]
 

@@ -15,17 +15,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from harness.config import (
-    ConfigError,
-    RunConfig,
-    StudyConfig,
-    SuperpixelConfig,
-    load_study,
-    resolve_study,
-    row_names,
-)
+from harness.config import ConfigError, RunConfig, StudyConfig, SuperpixelConfig
 from harness.data.options import ReferData, SyntheticData, expand_root
 from harness.files import digest, read_json, write_json
+from harness.study import load_study, resolve_study, row_names
 
 __all__ = ["Plan"]
 

@@ -72,8 +72,8 @@ def check(study: Path | None = None, *, root: Path = Path("data"), json: bool = 
 
     if study is None:
         return _report(check_sources(root, list(find_sources())), json)
-    from harness.config import read_study
     from harness.plan import Plan
+    from harness.study import read_study
 
     plan = Plan.from_raw(read_study(study))
     found = dict.fromkeys(run.data for run in plan.runs.values())
@@ -93,9 +93,9 @@ def doctor(
     Returns:
         0 all is well, 2 something is missing or wrong.
     """
-    from harness.config import read_study
     from harness.doctor import examine
     from harness.plan import Plan
+    from harness.study import read_study
 
     raw = read_study(study)
     if data_root is not None:

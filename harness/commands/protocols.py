@@ -70,10 +70,10 @@ def verify(
     Returns:
         0; 2 where a split has not its known size, or there is nothing to hold the study against.
     """
-    from harness.config import read_study
     from harness.data.options import ReferData
     from harness.files import read_json
     from harness.plan import Plan
+    from harness.study import read_study
     from harness.verify import verify_counts, verify_scores
 
     plan = Plan.from_raw(read_study(study))
@@ -113,11 +113,11 @@ def overlap(study: Path = Path("config/default.yaml"), *, json: bool = False) ->
     """
     import pandas as pd
 
-    from harness.config import read_study
     from harness.data.options import ReferData, expand_root
     from harness.data.overlap import overlap_table
     from harness.data.readers import read_dataset
     from harness.plan import Plan
+    from harness.study import read_study
 
     plan = Plan.from_raw(read_study(study))
     frames = [

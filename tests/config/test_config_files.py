@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.config import BLOCKS, ConfigError, RunConfig, StudyConfig, load_study, read_study, resolve_study
+from harness.config import BLOCKS, ConfigError, RunConfig, StudyConfig
 from harness.discovery import find_projectors
 from harness.plan import Plan
+from harness.study import load_study, read_study, resolve_study
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))

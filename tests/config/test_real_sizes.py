@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import ConfigError, load_study, read_study, resolve_study
+from harness.config import ConfigError
 from harness.plan import Plan
+from harness.study import load_study, read_study, resolve_study
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ("paper", "small")

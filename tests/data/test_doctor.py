@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from harness.cli import app
-from harness.config import load_study, read_study, resolve_study
 from harness.data import check as check_module
 from harness.data.check import check_data
 from harness.data.options import ReferData, ReferSet
 from harness.data.sources import KnownSplit
 from harness.doctor import examine, memory_estimate, parameters_of_name
 from harness.plan import Plan
+from harness.study import load_study, read_study, resolve_study
 
 ROOT = Path(__file__).parents[2]
 

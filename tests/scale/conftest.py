@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
 
-from harness.config import read_study
 from harness.data.prepare import prepare_data
 from harness.data.tables import load_tables
 from harness.features import feature_stage
 from harness.models.sam import TinySamSize, build_tiny_sam, save_tiny_sam
 from harness.plan import Plan
 from harness.pretraining import build_tokenizer
+from harness.study import read_study
 
 ROOT = Path(__file__).resolve().parents[2]
 

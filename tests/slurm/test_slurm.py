@@ -13,8 +13,8 @@ sys.path.insert(0, str(ROOT / "tests" / "workflow"))
 
 from checkout import Checkout  # noqa: E402
 
-from harness.config import read_study  # noqa: E402
 from harness.plan import Plan  # noqa: E402
+from harness.study import read_study  # noqa: E402
 
 PROFILE = ROOT / "slurm" / "config.yaml"
 

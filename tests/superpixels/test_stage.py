@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.config import read_study
 from harness.plan import Plan
+from harness.study import read_study
 from harness.superpixel_stage import build_source
 
 ROOT = Path(__file__).resolve().parents[2]

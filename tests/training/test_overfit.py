@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from harness.assembly import RunData, build_model
-from harness.config import read_study
 from harness.discovery import find_projectors
 from harness.models.losses import dice_loss
 from harness.plan import Plan
 from harness.stages import run_stage
+from harness.study import read_study
 from harness.training import training_step
 
 ROOT = Path(__file__).resolve().parents[2]

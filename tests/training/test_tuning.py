@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from harness import tuning
-from harness.config import read_study
 from harness.files import read_json
 from harness.held_out import held_out, without_held_out
 from harness.plan import Plan
+from harness.study import read_study
 from harness.triggers import checkpoint_trigger, train_trigger, tune_trigger
 
 ROOT = Path(__file__).resolve().parents[2]

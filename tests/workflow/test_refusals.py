@@ -48,7 +48,7 @@ def test_planning_is_quick_and_needs_no_torch():
     """Every Slurm job parses the Snakefile again; CPU time of its imports and of resolving the study."""
     code = (
         "import sys, time; from harness import triggers; from harness.plan import Plan; "
-        "from harness.config import read_study; Plan.from_raw(read_study('config/default.yaml')); "
+        "from harness.study import read_study; Plan.from_raw(read_study('config/default.yaml')); "
         "assert not {'torch', 'pandas', 'transformers'} & set(sys.modules); print(time.process_time())"
     )
     times = [
