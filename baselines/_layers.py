@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from fractions import Fraction
+from math import ceil
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from harness.projector import Interface, Projector, ProjectorConfig
 
 __all__ = [
     "Baseline",
+    "KeptTokens",
+    "MLPBaseline",
     "check_grid",
     "head_count",
     "mlp2x",
@@ -182,3 +186,35 @@ class Baseline(Projector):
         """
         if budget is not None and budget != built:
             raise ValueError(f"{self.name} was built for {built} tokens and cannot give {budget}; rebuild it")
+
+
+class MLPBaseline(Baseline):
+    """Fewer tokens of the encoder's own width, and MLP2x on each; ``planned`` is what :meth:`plan` gave."""
+
+    def __init__(self, interface: Interface, config: ProjectorConfig | None = None):
+        super().__init__(interface, config)
+        self.planned = self.plan(interface, self.config)
+        self.mlp = mlp2x(interface.vision_width, interface.language_width)
+
+
+class KeptTokens(MLPBaseline):
+    """As many tokens as asked for: patches that are kept or merged, whatever their places.
+
+    Attributes:
+        default_share: tokens without a budget, of the patches.
+        least: fewest tokens.
+    """
+
+    default_share: ClassVar[Fraction] = Fraction(1, 4)
+    least: ClassVar[int] = 1
+
+    @classmethod
+    def count(cls, patches: int, budget: int | None) -> int:
+        """Tokens of a grid of ``patches``; raises as :func:`token_count`."""
+        default = ceil(patches * cls.default_share)
+        return token_count(cls.name, budget, default=default, least=cls.least, most=patches)
+
+    @classmethod
+    def plan(cls, interface: Interface, config: Any) -> int:
+        """The number of tokens."""
+        return cls.count(interface.patch_count, interface.budget)

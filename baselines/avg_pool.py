@@ -7,24 +7,19 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from baselines._layers import Baseline, mlp2x, token_grid
-from harness.projector import ImageFeatures, Interface, ProjectorConfig, VisualTokens
+from baselines._layers import MLPBaseline, token_grid
+from harness.projector import ImageFeatures, Interface, VisualTokens
 
 __all__ = ["AveragePool"]
 
 
-class AveragePool(Baseline):
+class AveragePool(MLPBaseline):
     """Adaptive average pooling of the patch map to a coarser grid, then MLP2x (DeCo)."""
 
     name = "avg_pool"
     reference = "DeCo, arXiv 2405.20985; yaolinli/DeCo"
     licence = "BSD-3-Clause"
     budgets = (144, 64)
-
-    def __init__(self, interface: Interface, config: ProjectorConfig | None = None):
-        super().__init__(interface, config)
-        self.plan(interface, self.config)
-        self.mlp = mlp2x(interface.vision_width, interface.language_width)
 
     @classmethod
     def plan(cls, interface: Interface, config: Any) -> tuple[int, int]:

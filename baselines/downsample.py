@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from baselines._layers import Baseline, mlp2x, token_grid
-from harness.projector import ImageFeatures, Interface, ProjectorConfig, VisualTokens
+from baselines._layers import MLPBaseline, token_grid
+from harness.projector import ImageFeatures, Interface, VisualTokens
 
 __all__ = ["Downsample"]
 
 
-class Downsample(Baseline):
+class Downsample(MLPBaseline):
     """Nearest-neighbour down-sampling of the patch map, then MLP2x: no averaging, nothing chosen."""
 
     name = "downsample"
@@ -21,11 +21,6 @@ class Downsample(Baseline):
     reference = "control"
     licence = "Apache-2.0"
     budgets = (144, 64, 36)
-
-    def __init__(self, interface: Interface, config: ProjectorConfig | None = None):
-        super().__init__(interface, config)
-        self.plan(interface, self.config)
-        self.mlp = mlp2x(interface.vision_width, interface.language_width)
 
     @classmethod
     def plan(cls, interface: Interface, config: Any) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from baselines._layers import Baseline, mlp2x, token_count
+from baselines._layers import MLPBaseline, token_count
 from harness.projector import ImageFeatures, Interface, LanguageHook, ProjectorConfig, VisualTokens
 
 __all__ = ["FastV", "MostAttended"]
@@ -29,7 +29,7 @@ class MostAttended(LanguageHook):
         return attention.topk(self.kept(len(attention))).indices.sort().values
 
 
-class FastV(Baseline):
+class FastV(MLPBaseline):
     """All patches enter the language model; after layer K only the most attended stay (FastV).
 
     ``budget`` counts the tokens of the later layers. At the input there are as many as without any
@@ -55,11 +55,6 @@ class FastV(Baseline):
 
     config: Config
 
-    def __init__(self, interface: Interface, config: ProjectorConfig | None = None):
-        super().__init__(interface, config)
-        self.kept = self.plan(interface, self.config)
-        self.mlp = mlp2x(interface.vision_width, interface.language_width)
-
     @classmethod
     def plan(cls, interface: Interface, config: Any) -> int:
         """Tokens that stay; a quarter of the patches by default (the release's ratio of 75 %)."""
@@ -70,11 +65,11 @@ class FastV(Baseline):
         """Dropping after layer K; not in training unless asked for."""
         if self.training and not self.config.in_training:
             return None
-        return MostAttended(self.config.layer, self.kept)
+        return MostAttended(self.config.layer, self.planned)
 
     def forward(
         self, image: ImageFeatures, *, budget: int | None = None, generator: torch.Generator | None = None
     ) -> VisualTokens:
         """``n`` tokens an image, in raster order."""
-        self.require_built_budget(budget, self.kept)
+        self.require_built_budget(budget, self.planned)
         return VisualTokens.dense(self.mlp(image.patches))

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from baselines._layers import Baseline, mlp2x, token_count
-from harness.projector import ImageFeatures, Interface, ProjectorConfig, VisualTokens
+from baselines._layers import MLPBaseline, token_count
+from harness.projector import ImageFeatures, Interface, VisualTokens
 
 __all__ = ["GlobalToken"]
 
 
-class GlobalToken(Baseline):
+class GlobalToken(MLPBaseline):
     """MLP2x on the mean patch: what remains of the image without any place or object."""
 
     name = "global_token"
@@ -20,11 +20,6 @@ class GlobalToken(Baseline):
     reference = "control"
     licence = "Apache-2.0"
     budgets = (1,)
-
-    def __init__(self, interface: Interface, config: ProjectorConfig | None = None):
-        super().__init__(interface, config)
-        self.plan(interface, self.config)
-        self.mlp = mlp2x(interface.vision_width, interface.language_width)
 
     @classmethod
     def plan(cls, interface: Interface, config: Any) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines._layers import Baseline, mlp2x, token_grid
+from baselines._layers import MLPBaseline, token_grid
 from harness.projector import ImageFeatures, Interface, ProjectorConfig, VisualTokens
 
 __all__ = ["GridRegions"]
@@ -23,7 +23,7 @@ def cell_boxes(grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     return torch.tensor([[x1, y1, x2, y2] for y1, y2 in edges[0] for x1, x2 in edges[1]])
 
 
-class GridRegions(Baseline):
+class GridRegions(MLPBaseline):
     """Mean patch of each rectangle through MLP2x, plus an MLP of the rectangle's box.
 
     Region tokens with geometry, but regions that ignore the image: what remains of a region projector
@@ -38,8 +38,6 @@ class GridRegions(Baseline):
 
     def __init__(self, interface: Interface, config: ProjectorConfig | None = None):
         super().__init__(interface, config)
-        self.plan(interface, self.config)
-        self.mlp = mlp2x(interface.vision_width, interface.language_width)
         width = interface.vision_width
         self.position = nn.Sequential(
             nn.Linear(4, width), nn.GELU(), nn.Linear(width, interface.language_width)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from baselines._layers import Baseline, mlp2x, refuse_budget
-from harness.projector import ImageFeatures, Interface, ProjectorConfig, VisualTokens
+from baselines._layers import MLPBaseline, refuse_budget
+from harness.projector import ImageFeatures, Interface, VisualTokens
 
 __all__ = ["M3"]
 
@@ -26,7 +26,7 @@ def nested_scales(grid: tuple[int, int]) -> dict[int, int]:
     return scales
 
 
-class M3(Baseline):
+class M3(MLPBaseline):
     """MLP2x, then average pooling to one of several nested scales (M3).
 
     The loss of a training step is averaged over all scales; a scale is chosen when the model is used.
@@ -36,11 +36,6 @@ class M3(Baseline):
     reference = "M3, arXiv 2405.17430; mu-cai/matryoshka-mm"
     licence = "Apache-2.0"
     budgets = (576, 144, 36, 9, 1)
-
-    def __init__(self, interface: Interface, config: ProjectorConfig | None = None):
-        super().__init__(interface, config)
-        self.scales = self.plan(interface, self.config)
-        self.mlp = mlp2x(interface.vision_width, interface.language_width)
 
     @classmethod
     def plan(cls, interface: Interface, config: Any) -> dict[int, int]:
@@ -52,7 +47,7 @@ class M3(Baseline):
 
     def training_budgets(self, step: int, generator: torch.Generator) -> list[int | None]:
         """Every scale, in every step."""
-        return list(self.scales)
+        return list(self.planned)
 
     def forward(
         self, image: ImageFeatures, *, budget: int | None = None, generator: torch.Generator | None = None

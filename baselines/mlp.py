@@ -6,24 +6,19 @@ from typing import Any
 
 import torch
 
-from baselines._layers import Baseline, mlp2x, refuse_budget
-from harness.projector import ImageFeatures, Interface, ProjectorConfig, VisualTokens
+from baselines._layers import MLPBaseline, refuse_budget
+from harness.projector import ImageFeatures, Interface, VisualTokens
 
 __all__ = ["MLP"]
 
 
-class MLP(Baseline):
+class MLP(MLPBaseline):
     """Linear, GELU, linear on every patch (LLaVA-1.5)."""
 
     name = "mlp"
     reference = "LLaVA-1.5, arXiv 2310.03744; haotian-liu/LLaVA"
     licence = "Apache-2.0"
     budgets = (576,)
-
-    def __init__(self, interface: Interface, config: ProjectorConfig | None = None):
-        super().__init__(interface, config)
-        self.plan(interface, self.config)
-        self.mlp = mlp2x(interface.vision_width, interface.language_width)
 
     @classmethod
     def plan(cls, interface: Interface, config: Any) -> int:

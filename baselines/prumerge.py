@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines._layers import Baseline, mlp2x, token_count
+from baselines._layers import MLPBaseline, token_count
 from harness.projector import ImageFeatures, Interface, ProjectorConfig, VisualTokens
 
 __all__ = ["PruMerge"]
@@ -33,7 +33,7 @@ def merge(patches: Tensor, keys: Tensor, attention: Tensor, kept: Tensor, neighb
     return torch.cat([patches[kept] + weighted[joined].sum(1), weighted[rest].sum(0, keepdim=True)])
 
 
-class PruMerge(Baseline):
+class PruMerge(MLPBaseline):
     """Keeps the outliers of the class token's attention, merges the others into them (LLaVA-PruMerge).
 
     Without a budget the count adapts to the image: patches above the third quartile by 1.5 interquartile
@@ -54,11 +54,6 @@ class PruMerge(Baseline):
         neighbours: PositiveInt = 32
 
     config: Config
-
-    def __init__(self, interface: Interface, config: ProjectorConfig | None = None):
-        super().__init__(interface, config)
-        self.plan(interface, self.config)
-        self.mlp = mlp2x(interface.vision_width, interface.language_width)
 
     @classmethod
     def plan(cls, interface: Interface, config: Any) -> int | None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines._layers import Baseline, mlp2x, token_count
-from harness.projector import EncoderHook, ImageFeatures, Interface, ProjectorConfig, VisualTokens
+from baselines._layers import KeptTokens
+from harness.projector import EncoderHook, ImageFeatures, ProjectorConfig, VisualTokens
 
 __all__ = ["BipartiteMerging", "ToMe", "bipartite_merge", "merge_schedule"]
 
@@ -85,7 +83,7 @@ class BipartiteMerging(EncoderHook):
         return (tokens, sizes) if count == 0 else bipartite_merge(tokens, keys.mean(1), sizes, count)
 
 
-class ToMe(Baseline):
+class ToMe(KeptTokens):
     """Token merging (ToMe) in the vision encoder, then MLP2x on the merged tokens.
 
     Reimplemented from the paper. As there, the tokens' order is the one that merging leaves.
@@ -104,20 +102,6 @@ class ToMe(Baseline):
 
     config: Config
 
-    def __init__(self, interface: Interface, config: ProjectorConfig | None = None):
-        super().__init__(interface, config)
-        self.plan(interface, self.config)
-        self.mlp = mlp2x(interface.vision_width, interface.language_width)
-
-    @classmethod
-    def plan(cls, interface: Interface, config: Any) -> int:
-        """Tokens after the last block; a quarter of the patches by default."""
-        return cls._count(interface.patch_count, interface.budget)
-
-    @classmethod
-    def _count(cls, patches: int, budget: int | None) -> int:
-        return token_count(cls.name, budget, default=-(-patches // 4), most=patches)
-
     @classmethod
     def encoder_hook(
         cls, grid: tuple[int, int], budget: int | None, config: ProjectorConfig
@@ -125,7 +109,7 @@ class ToMe(Baseline):
         """Merging down to the budget."""
         assert isinstance(config, cls.Config)
         patches = grid[0] * grid[1]
-        return BipartiteMerging(patches, cls._count(patches, budget), config.proportional)
+        return BipartiteMerging(patches, cls.count(patches, budget), config.proportional)
 
     def forward(
         self, image: ImageFeatures, *, budget: int | None = None, generator: torch.Generator | None = None

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from fractions import Fraction
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines._layers import Baseline, head_count, mlp2x, token_count
-from harness.projector import ImageFeatures, Interface, ProjectorConfig, VisualTokens
+from baselines._layers import KeptTokens, head_count
+from harness.projector import ImageFeatures, ProjectorConfig, VisualTokens
 
 __all__ = ["VisionZip"]
 
@@ -20,7 +20,7 @@ def gather(values: Tensor, indices: Tensor) -> Tensor:
     return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))
 
 
-class VisionZip(Baseline):
+class VisionZip(KeptTokens):
     """Dominant patches by class-token attention, contextual ones by likeness of keys, then MLP2x (VisionZip).
 
     The release counts the class token among the dominant ones; here all tokens are patches.
@@ -31,6 +31,8 @@ class VisionZip(Baseline):
     licence = "Apache-2.0"
     budgets = (192, 128, 64)
     needs = ("cls_attention", "keys")
+    default_share = Fraction(1, 9)  # 64 of 576
+    least = 2  # one dominant, one contextual
 
     class Config(ProjectorConfig):
         """Options.
@@ -45,20 +47,6 @@ class VisionZip(Baseline):
 
     config: Config
 
-    def __init__(self, interface: Interface, config: ProjectorConfig | None = None):
-        super().__init__(interface, config)
-        self.plan(interface, self.config)
-        self.mlp = mlp2x(interface.vision_width, interface.language_width)
-
-    @classmethod
-    def plan(cls, interface: Interface, config: Any) -> int:
-        """Dominant and contextual tokens together; a ninth of the patches by default (64 of 576)."""
-        return cls._count(interface.patch_count, interface.budget)
-
-    @classmethod
-    def _count(cls, patches: int, budget: int | None) -> int:
-        return token_count(cls.name, budget, default=-(-patches // 9), least=2, most=patches)
-
     def forward(
         self, image: ImageFeatures, *, budget: int | None = None, generator: torch.Generator | None = None
     ) -> VisualTokens:
@@ -66,7 +54,7 @@ class VisionZip(Baseline):
         if image.cls_attention is None or image.keys is None:
             raise ValueError(f"{self.name} needs the class token's attention and the keys")
         batch, patches, width = image.keys.shape
-        count = self._count(patches, self.asked(budget))
+        count = self.count(patches, self.asked(budget))
         contextual = min(max(1, int(count * self.config.contextual_share + 0.5)), count - 1)
         dominant = image.cls_attention.float().topk(count - contextual).indices.sort().values
         left = torch.ones(batch, patches, device=dominant.device).scatter(1, dominant, 0.0)
