@@ -213,8 +213,8 @@ class TrainingConfig(Strict):
 
     ``caption_weight`` is not theirs either: each ``[SEG]`` also names what it means, and that many
     ``captioned_places`` of each image ask what stands there (:mod:`harness.captions`); in the first
-    ``caption_share`` of stage 1 captions are all that is learnt, as LLaVA's projector is aligned first, by
-    the whole projector. 0 leaves them out.
+    ``caption_share`` of stage 1 captions are all that is learnt, by the projector alone, as LLaVA's
+    projector is aligned first. 0 leaves them out.
 
     A step's images go through the model ``images_per_forward`` at a time (``None``: all at once), shared
     out among ``processes`` (GPUs); gradients are summed, so that neither changes the step but in rounding.

@@ -186,8 +186,8 @@ class _Checkpoint:
     def save(self, model: RISModel, optimizer: torch.optim.AdamW, names: list[str], step: int) -> None:
         tensors = {f"model/{k}": v for k, v in model.trained_state().items()}
         for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
-            for key in ("exp_avg", "exp_avg_sq"):
-                tensors[f"{key}/{name}"] = optimizer.state[parameter][key]
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}/{name}"] = value
         tensors["step"] = torch.tensor(step)
         save_tensors(self.path, tensors)
 
@@ -203,8 +203,10 @@ class _Checkpoint:
         state = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
         model.load_trained(state, str(self.path))
         for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
+            if f"step/{name}" not in tensors:  # has not learnt yet
+                continue
             optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
+                "step": tensors[f"step/{name}"],
                 "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
                 "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
             }
@@ -252,9 +254,10 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
     run_dir = plan.run_dir(run.id)
     if stage == 2:
         load_stage(model, run_dir / "stage1.safetensors")
-    # Captions align the projector as a whole; what it holds back for stage 2 rests while masks are learnt.
     aligning = stage == 1 and config.caption_steps > 0
-    named = model.set_stage(stage, whole_projector=aligning)
+    # What learns at any step of the stage: while aligning, of the projector more than afterwards.
+    learning = dict(model.set_stage(stage, aligning=True)) if aligning else {}
+    named = list((learning | dict(model.set_stage(stage))).items())
     names = [n for n, _ in named]
     optimizer = torch.optim.AdamW(
         [p for _, p in named], lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
@@ -277,9 +280,8 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
     named_bar = {"desc": f"{run.id} stage {stage}", "mininterval": 5, "disable": not workers.is_main}
     bar = tqdm(range(first, steps), initial=first, total=steps, **named_bar)
     for step in bar:
-        if aligning and step >= config.caption_steps:
-            model.set_stage(stage)
-            aligning = False
+        if aligning and step in (first, config.caption_steps):
+            model.set_stage(stage, aligning=step < config.caption_steps)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, config)
         optimizer.zero_grad(set_to_none=True)

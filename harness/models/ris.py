@@ -134,20 +134,22 @@ class RISModel(nn.Module):
 
     # --- what learns -----------------------------------------------------------------------------
 
-    def set_stage(self, stage: int, *, whole_projector: bool = False) -> list[tuple[str, nn.Parameter]]:
+    def set_stage(self, stage: int, *, aligning: bool = False) -> list[tuple[str, nn.Parameter]]:
         """Switch on what learns in ``stage``, switch off the rest; returns the learning parameters.
 
         In stage 1 the language model is frozen but for the row of ``[SEG]``, which did not exist before.
 
         Args:
             stage: 1 or 2.
-            whole_projector: nothing of the projector is held back for stage 2.
+            aligning: the projector learns alone, and nothing of it is held back for stage 2.
         """
         self.requires_grad_(False)
-        self.projector.stage = 2 if whole_projector else stage
+        self.projector.stage = 2 if aligning else stage
         prefixes = tuple(self.projector.trainable_in_stage(self.projector.stage))
         for name, parameter in self.projector.named_parameters():
             parameter.requires_grad_(name.startswith(prefixes))
+        if aligning:
+            return self._learning()
         self.seg_head.requires_grad_(True)
         self.sam.mask_decoder.requires_grad_(True)
         # Only the single-mask output is used: the other hypernetworks and the IoU head get no gradient.
@@ -160,6 +162,9 @@ class RISModel(nn.Module):
             for name, parameter in self.language.named_parameters():
                 if "lora_" in name:
                     parameter.requires_grad_(True)
+        return self._learning()
+
+    def _learning(self) -> list[tuple[str, nn.Parameter]]:
         return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
 
     def _embedding_tables(self) -> list[nn.Embedding]:
