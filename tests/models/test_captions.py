@@ -95,3 +95,22 @@ def test_captions_reach_the_projector(language_dir):
     model(image, [["the red cup"], ["left star"]], sam, asked).caption.backward()
     assert model.projector.linear.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in model.seg_head.parameters())
+
+
+def test_while_aligning_the_projector_learns_alone_and_whole(language_dir):
+    model = make_model(language_dir)
+    names = {name for name, _ in model.set_stage(1, aligning=True)}
+    assert names == {f"projector.{name}" for name, _ in model.projector.named_parameters()}
+    assert model.projector.stage == 2
+    later = {name for name, _ in model.set_stage(1)}
+    assert model.projector.stage == 1 and any(name.startswith("seg_head.") for name in later)
+
+
+def test_the_loss_without_a_mask_is_that_beside_one(language_dir):
+    model = make_model(language_dir)
+    image, sam = features(3)
+    asked = Captions([["left"], [], ["red", "cup"]], torch.tensor([[0], [1], [0]] * 3), ONE)
+    with torch.no_grad():
+        alone, _ = model.caption(image, EXPRESSIONS, asked)
+        beside = model(image, EXPRESSIONS, sam, asked).caption
+    torch.testing.assert_close(alone, beside)
