@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from harness.seeds import numpy_generator
 
 __all__ = ["PLACES", "Captioner", "Captions", "Slots", "caption_loss", "place_words"]
 
@@ -89,8 +90,10 @@ class Captions:
     slots: Slots
 
     def loss(self, scores: Tensor) -> Tensor:
-        """:func:`caption_loss` of ``scores [m, V]``."""
-        return caption_loss(scores, self.words.to(scores.device), self.slots)
+        """Sum over captions of their loss, an expression: shares of a step add up by their expressions."""
+        asked = sum(map(len, self.places))
+        each = len(self.words) / (len(self.words) - asked)
+        return each * caption_loss(scores, self.words.to(scores.device), self.slots)
 
 
 class Captioner:
@@ -119,13 +122,13 @@ class Captioner:
             lambda word: tokenizer.encode(word, add_special_tokens=False)[0],
         )
 
-    def draw(self, groups: list[pd.DataFrame], places: int, rng: np.random.Generator) -> Captions:
+    def draw(self, groups: list[pd.DataFrame], places: int, *key: int) -> Captions:
         """The captions of a step.
 
         Args:
             groups: the expressions of each image.
             places: how many places an image is asked for, where it has as many objects.
-            rng: which.
+            key: seed, stage and step; which places hangs on them and the image alone.
         """
         asked: list[list[str]] = []
         captions: list[Sequence[str | None]] = []
@@ -134,6 +137,7 @@ class Captioner:
             meant = [self._told[dataset, int(a)] for a in group["ann_id"]]
             captions += [(*words, *place) for words, place in meant]
             present = self._in_image[dataset, image_id]
+            rng = numpy_generator("captions", *key, image_id)
             drawn = rng.choice(len(present), min(places, len(present)), replace=False)
             there = [self._told[dataset, present[i]] for i in drawn]
             captions += [(*words, None, None) for words, _ in there]

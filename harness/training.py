@@ -135,8 +135,8 @@ def _forward_backward(
     expressions = [g["sentence"].tolist() for g in groups]
     config, captions = run.training, None
     if config.caption_weight:
-        rng = numpy_generator("captions", *draw)
-        captions = data.captions(model.template.tokenizer).draw(groups, config.captioned_places, rng)
+        captioner = data.captions(model.template.tokenizer)
+        captions = captioner.draw(groups, config.captioned_places, run.seed, stage, step)
     masked = stage == 2 or step >= config.caption_steps
     if masked:
         sam_embeddings = data.sam_embeddings(image_ids, device)

@@ -324,7 +324,8 @@ class RISModel(nn.Module):
         meant = torch.tensor(kinds, device=states.device)
         prompts = self.seg_head(states[meant])[:, None]
         logits = self.mask_logits(prompts, sam_embeddings[packed.image_index[meant]])
-        return Forward(logits, ce, visual, caption)
+        # Places answer too: an expression, so that shares of a step add up by their expressions.
+        return Forward(logits, ce * (len(states) / len(prompts)), visual, caption)
 
     def losses(
         self,
