@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 from harness.captions import PLACES, Slots, caption_loss, place_words
 from harness.pool import Story, Thing
@@ -88,7 +88,7 @@ def told_states(
     for story in stories:
         told = [[words[w] for w in piece] for piece in pieces(story, rng, cells)]
         counts = torch.tensor([len(piece) for piece in told])
-        spoken = functional.embedding_bag(
+        spoken = F.embedding_bag(
             torch.tensor([w for piece in told for w in piece]),
             embed.weight,
             counts.cumsum(0) - counts,

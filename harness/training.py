@@ -30,7 +30,6 @@ from harness.tensors import load_tensors, save_tensors
 
 __all__ = ["Sampler", "train_stage"]
 
-
 _LOGGED = ("loss", "ce", "caption", "bce", "dice", "visual_tokens")
 
 
