@@ -81,7 +81,7 @@ def optimise(
         The mean of each logged value over the last tenth of the steps.
     """
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
+        torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     ]
     if matrices:
         optimizers.append(Muon(matrices, _MUON_RATE))

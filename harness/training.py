@@ -205,7 +205,7 @@ class _Checkpoint:
             if f"step/{name}" not in tensors:  # has not learnt yet
                 continue
             optimizer.state[parameter] = {
-                "step": tensors[f"step/{name}"],
+                "step": tensors[f"step/{name}"].to(parameter.device),
                 "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
                 "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
             }
@@ -259,7 +259,11 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
     named = list((learning | dict(model.set_stage(stage))).items())
     names = [n for n, _ in named]
     optimizer = torch.optim.AdamW(
-        [p for _, p in named], lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        [p for _, p in named],
+        lr=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=True,
     )
     checkpoint = _Checkpoint(plan.work_dir(run), stage)
     first = checkpoint.load(model, optimizer, names)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -155,7 +157,12 @@ class Template:
             protocol.end_of_answer,
         )
 
-    def encode(self, expression: str) -> tuple[list[int], int]:
+    @cached_property
+    def encode(self) -> Callable[[str], tuple[Sequence[int], int]]:
+        """:meth:`_encode_expression`, remembered: epochs, and places asked for, repeat the same texts."""
+        return lru_cache(maxsize=2**16)(self._encode_expression)
+
+    def _encode_expression(self, expression: str) -> tuple[Sequence[int], int]:
         """Ids after the image (question, answer, EOS) and how many of them belong to the question.
 
         Question and answer are encoded as one text, as they will be read: a tokenizer may join the last
