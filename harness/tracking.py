@@ -132,15 +132,16 @@ def _scores(path: Path) -> list[Curve]:
     ]
 
 
-def _speed(study: Path) -> dict[tuple[str, str, str], list[Curve]]:
+def _table_rows(study: Path) -> dict[tuple[str, str, str], dict[str, float]]:
+    """What the main table tells of a row beside its scores, by (projector, variant, budget)."""
     from harness.reporting.context import ROW_KEY, read_csv
 
     table = read_csv(study / "tables" / "main.csv").drop_duplicates(list(ROW_KEY))
-    names = ("speedup_infer", "speedup_train", "parameters")
+    names = ("speedup_infer", "speedup_train", "parameters", "learning_rate")
     return {
-        (row["projector"], row["variant"], row["budget"]): [
-            (name, float(row[name]), 0) for name in names if pd.notna(row[name])
-        ]
+        (row["projector"], row["variant"], row["budget"]): {
+            name: float(row[name]) for name in names if pd.notna(row.get(name))
+        }
         for row in table.to_dict("records")
     }
 
@@ -160,7 +161,7 @@ def read_study(study_dir: Path | str) -> list[RunRecord]:
     """
     study = Path(study_dir)
     config = read_json(study / "config.json")
-    speed = _speed(study)
+    table = _table_rows(study)
     records = []
     for run in config["runs"]:
         budget = str(run["budget"] or "auto")
@@ -168,9 +169,13 @@ def read_study(study_dir: Path | str) -> list[RunRecord]:
         scores, log = study / "scores" / f"{key}.parquet", study / "runs" / key / "log.jsonl"
         if not scores.is_file():
             raise ValueError(f"{scores} is missing; run the study to its end first")
-        metrics = _scores(scores) + speed.get((run["projector"], run["variant"], budget), [])
+        told = dict(table.get((run["projector"], run["variant"], budget), {}))
+        params = _flat({**run, "budget": budget})
+        if (rate := told.pop("learning_rate", None)) is not None:
+            params["training.learning_rate"] = f"{rate:g}"  # a row's search may have left the recipe's
+        metrics = _scores(scores) + [(name, value, 0) for name, value in told.items()]
         metrics += _curves(log) if log.is_file() else []
-        records.append(RunRecord(key, _flat({**run, "budget": budget}), metrics))
+        records.append(RunRecord(key, params, metrics))
     files = [
         p for folder in ("tables", "figures") for p in sorted((study / folder).glob("[!.]*")) if p.is_file()
     ]

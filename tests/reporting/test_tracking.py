@@ -10,6 +10,7 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+import pandas as pd
 import pytest
 from conftest import make_study
 
@@ -94,6 +95,16 @@ def test_publish_twice_adds_nothing_and_a_change_replaces(finished, tmp_path):
     assert (third["created"], third["replaced"], third["unchanged"]) == (0, 1, 4)
     _, runs = runs_of(uri)
     assert len(runs) == 5 and runs["pool.base.36.s1"].info.run_id != run.info.run_id
+
+
+def test_the_rate_that_a_row_was_trained_at_is_logged_not_the_recipes(finished, tmp_path):
+    study = copy_of(finished, tmp_path)
+    main = pd.read_csv(study / "tables" / "main.csv", dtype={"budget": str})
+    main.loc[main["projector"] == "pool", "learning_rate"] = 9e-4
+    main.to_csv(study / "tables" / "main.csv", index=False)
+    rates = {r.key: r.params.get("training.learning_rate") for r in read_study(study)}
+    assert rates["pool.base.36.s0"] == rates["pool.base.36.s1"] == "0.0009"
+    assert rates["dense.base.auto.s0"] == "0.0003"
 
 
 def test_a_publish_that_was_cut_off_is_mended(finished, tmp_path, monkeypatch):
