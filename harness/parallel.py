@@ -1,8 +1,9 @@
-"""Training in several processes: each makes some of a step's passes, gradients are summed once a step.
+"""A run in several processes: in training each makes some of a step's passes, in prediction some batches.
 
-Only what learns has gradients to sum; it is small, and every process holds it whole. The frozen language
-model is held whole too (``ddp``), or in shares that are gathered layer by layer (``fsdp``). So checkpoints
-are the same files, whatever the strategy and the number of processes.
+Gradients are summed once a step. Only what learns has gradients to sum; it is small, and every process
+holds it whole. The frozen language model is held whole too (``ddp``), or in shares that are gathered layer
+by layer (``fsdp``; prediction holds it whole). So checkpoints are the same files, whatever the strategy and
+the number of processes.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor, distributed, nn
 
 __all__ = ["Workers", "launch"]
 
 Item = TypeVar("Item")
+Job = Literal["stage1", "stage2", "predict"]
 
 
 class Workers:
-    """This process among those that train one run; alone where it was not launched by :func:`launch`.
+    """This process among those that work on one run; alone where it was not launched by :func:`launch`.
 
     Attributes:
         rank: of this process, from 0.
@@ -51,6 +54,10 @@ class Workers:
     def wait(self) -> None:
         """Until every process is here."""
         self._wait()
+
+    def gather(self, items: list[Item]) -> list[Item]:
+        """The items of all processes, in every process; those of the first come first."""
+        return items if self.count == 1 else gather_object(items)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum gradients over processes; a part that no forward pass touched has a gradient of 0."""
@@ -93,13 +100,13 @@ class Workers:
         fully_shard(decoder, ignored_params=whole)
 
 
-def launch(config: Path, run: str, stage: int, processes: int) -> None:
-    """Train one stage of a run in ``processes`` processes of this machine, and wait for them.
+def launch(config: Path, run: str, job: Job, processes: int) -> None:
+    """Do one job of a run in ``processes`` processes of this machine, and wait for them.
 
     Args:
         config: the resolved study.
         run: the run's id.
-        stage: 1 or 2.
+        job: a stage of training, or prediction.
         processes: one for each GPU; on a machine without one they share the CPU.
 
     Raises:
@@ -112,17 +119,21 @@ def launch(config: Path, run: str, stage: int, processes: int) -> None:
         )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), "-m", "harness.parallel"]
-    done = subprocess.run([*command, str(config), run, str(stage)], check=False)
+    done = subprocess.run([*command, str(config), run, job], check=False)
     if done.returncode:
-        raise ValueError(f"{run}: one of {processes} training processes failed; its message stands above")
+        raise ValueError(f"{run}: one of {processes} processes failed in {job}; its message stands above")
 
 
-def _main(config: str, run: str, stage: str) -> None:
+def _main(config: str, run: str, job: str) -> None:
     from harness.plan import Plan
+    from harness.prediction import predict_stage
     from harness.training import train_stage
 
     plan = Plan.load(config)
-    train_stage(plan, plan.tuned(plan.trainable[run]), int(stage))
+    if job == "predict":
+        predict_stage(plan, plan.runs[run])
+    else:
+        train_stage(plan, plan.tuned(plan.trainable[run]), int(job.removeprefix("stage")))
     if distributed.is_initialized():
         distributed.destroy_process_group()
 

@@ -248,34 +248,6 @@ class Plan:
         return [r for r in self.runs.values() if r.acts_on == "training"]
 
     @staticmethod
-    def threads(run: RunConfig) -> int:
-        """Torch threads of a job of ``run``: from the config, so that results do not hang on the machine."""
-        return run.training.torch_threads
-
-    @staticmethod
-    def gpus(run: RunConfig, *, training: bool = False) -> int:
-        """GPUs that a job of ``run`` asks for."""
-        return (run.training.workers if training else 1) if run.models.gpu else 0
-
-    @staticmethod
-    def memory_mb(run: RunConfig, least: int, *, training: bool = False) -> int:
-        """Host memory of a job of ``run`` that takes ``least`` at tiny size."""
-        return max(least, 1000 * run.models.memory_gb * (run.training.workers if training else 1))
-
-    @staticmethod
-    def minutes(run: RunConfig, tiny: int) -> int:
-        """Time limit of a job of ``run`` whose tiny form is given ``tiny`` minutes."""
-        return 4 * tiny if run.models.gpu else tiny
-
-    def train_priority(self, run_id: str) -> float:
-        """30 to 60, the run with the most visual tokens first, so that no long job is left to the end."""
-        run = self.trainable[run_id]
-        height, width = run.models.vision.grid
-        adaptive = run.budget is None and run.superpixels is not None
-        share = 0.25 if adaptive else (run.budget or height * width) / (height * width)
-        return 30 + 30 * min(share, 1.0)
-
-    @staticmethod
     def pretrained(run: RunConfig) -> list[str]:
         """Which of a run's models the workflow trains itself."""
         return [p for p in ("vision", "language", "sam", "start") if Plan.is_pretrained(run, p)]

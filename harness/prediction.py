@@ -1,8 +1,12 @@
-"""Predictions of a run: one row an expression, with the mask as RLE at the photograph's resolution."""
+"""Predictions of a run: one row an expression, with the mask as RLE at the photograph's resolution.
+
+Where a run has several processes each predicts some batches of images, and the first writes them all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -18,6 +22,7 @@ from harness.files import atomic_path
 from harness.generation import generate_prompts
 from harness.models.ris import RISModel
 from harness.models.sam import sam_frame, upscale_logits
+from harness.parallel import Workers
 from harness.plan import Plan
 from harness.scored import evaluated, select
 
@@ -86,26 +91,34 @@ def predict_stage(plan: Plan, run: RunConfig) -> None:
     control = load_control(run.source, run.config) if run.acts_on != "training" else None
     if control is not None:
         rows = control.rewrite(rows, run.seed)
-    emitted = [True] * len(rows)
     if run.acts_on == "superpixels":
         counts, tokens = _from_superpixels(control, data, rows, run)
-    else:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = build_model(plan, base, data).to(device).eval()
-        load_stage(model, plan.run_dir(base.id) / "stage2.safetensors")
-        model.projector.stage = 2
-        if control is not None:
-            control.adjust(model.projector)
-        counts, tokens, emitted = [], [], []
-        total = rows.groupby(["dataset", "split", "image_id"]).ngroups
-        with tqdm(total=total, desc=f"predict {run.id}", unit="image", mininterval=5) as bar:
-            for groups in image_batches(rows):
-                c, t, e = predict_batch(model, data, groups, run.protocol)
-                counts += c
-                tokens += t
-                emitted += e
-                bar.update(len(groups))
-    _write(plan, run, data, rows, counts, tokens, emitted)
+        _write(plan, run, data, rows, counts, tokens, [True] * len(rows))
+        return
+    workers = Workers()
+    model = build_model(plan, base, data).to(workers.device).eval()
+    load_stage(model, plan.run_dir(base.id) / "stage2.safetensors")
+    model.projector.stage = 2
+    if control is not None:
+        control.adjust(model.projector)
+    # Batches are the same however many processes share them, and so is every mask.
+    own = workers.own(list(image_batches(rows)))
+    found = []
+    with tqdm(
+        total=sum(len(groups) for _, groups in own),
+        desc=f"predict {run.id}",
+        unit="image",
+        mininterval=5,
+        disable=not workers.is_main,
+    ) as bar:
+        for place, groups in own:
+            found.append((place, predict_batch(model, data, groups, run.protocol)))
+            bar.update(len(groups))
+    batches = [batch for _, batch in sorted(workers.gather(found), key=lambda item: item[0])]
+    if workers.is_main:
+        counts, tokens, emitted = (list(chain.from_iterable(part)) for part in zip(*batches, strict=True))
+        _write(plan, run, data, rows, counts, tokens, emitted)
+    workers.wait()
 
 
 def _from_superpixels(

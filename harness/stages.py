@@ -16,6 +16,7 @@ from typing import Literal
 from harness.config import ConfigError, RunConfig
 from harness.discovery import nearest
 from harness.files import write_json
+from harness.jobs import prediction_processes, threads
 from harness.plan import Plan
 from harness.triggers import feature_trigger, part_of
 
@@ -83,7 +84,7 @@ def _train(plan: Plan, run: RunConfig, stage: int) -> None:
     if run.training.workers > 1:
         from harness.parallel import launch
 
-        launch(plan.config_file, run.id, stage, run.training.workers)
+        launch(plan.config_file, run.id, "stage1" if stage == 1 else "stage2", run.training.workers)
     else:
         from harness.training import train_stage
 
@@ -97,9 +98,14 @@ def _tune(plan: Plan, row: str) -> None:
 
 
 def _predict(plan: Plan, run: RunConfig) -> None:
-    from harness.prediction import predict_stage
+    if (processes := prediction_processes(run)) > 1:
+        from harness.parallel import launch
 
-    predict_stage(plan, run)
+        launch(plan.config_file, run.id, "predict", processes)
+    else:
+        from harness.prediction import predict_stage
+
+        predict_stage(plan, run)
 
 
 def _score(plan: Plan, run: RunConfig) -> None:
@@ -223,10 +229,10 @@ def run_stage(
         if name in _SHARED:
             if key is None:
                 raise ConfigError(f"stage {name} needs --key")
-            _set_threads(plan.threads(plan.owner(key)))
+            _set_threads(threads(plan.owner(key)))
             _SHARED[name](plan, key)
         elif name in _STUDY:
-            _set_threads(max(plan.threads(r) for r in plan.runs.values()))
+            _set_threads(max(threads(r) for r in plan.runs.values()))
             _STUDY[name](plan)
         else:
             if run is None:
@@ -235,7 +241,7 @@ def run_stage(
             if run not in known:
                 raise ConfigError(f"{config} has no run '{run}'{nearest(run, known)}")
             first = plan.trial(run) if name == "tune" else plan.trainable[run]
-            _set_threads(plan.threads(first))
+            _set_threads(threads(first))
             if name == "tune":
                 _tune(plan, run)
             elif name == "train":

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import jobs
 from harness.config import ConfigError
 from harness.plan import Plan
 from harness.study import load_study, read_study, resolve_study
@@ -73,9 +74,12 @@ def test_quick_is_a_tenth_at_these_sizes():
 def test_jobs_ask_for_what_the_size_needs():
     tiny, paper = planned("default"), planned("paper")
     small_run, run = tiny.trained[0], paper.trained[0]
-    assert (tiny.gpus(small_run, training=True), tiny.memory_mb(small_run, 3000)) == (0, 3000)
-    assert (paper.gpus(run), paper.gpus(run, training=True)) == (1, 8)
-    assert paper.memory_mb(run, 3000, training=True) == 8 * 48_000
+    assert (jobs.gpus(small_run, small_run.training.workers), jobs.memory_mb(small_run, 3000)) == (0, 3000)
+    assert (jobs.gpus(run), jobs.gpus(run, run.training.workers)) == (1, 8)
+    assert (jobs.prediction_processes(small_run), jobs.prediction_processes(run)) == (1, 8)
+    assert jobs.memory_mb(run, 3000, jobs.prediction_processes(run)) == 8 * 48_000
+    oracle = planned("paper", rows=["mlp", "oracle"]).runs["oracle.base.auto.s0"]
+    assert jobs.prediction_processes(oracle) == 1
 
 
 @pytest.mark.parametrize(

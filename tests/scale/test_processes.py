@@ -1,11 +1,16 @@
-"""One step's images in one pass or several, one process or two, weights whole or in shares: one curve."""
+"""One step's images in one pass or several, one process or two, weights whole or in shares: one curve.
+
+And one table of predictions, however many processes made it.
+"""
 
 import json
 import os
 import shutil
 import socket
 import sys
+from functools import partial
 
+import pandas as pd
 import pytest
 import torch
 from accelerate import PartialState
@@ -13,8 +18,9 @@ from safetensors.torch import load_file
 from torch import distributed, multiprocessing
 from torch.distributed.tensor import DTensor
 
-from harness import training
+from harness import parallel, prediction, training
 from harness.parallel import Workers, launch
+from harness.prediction import predict_stage
 from harness.training import train_stage
 
 # Dropout on, and expressions that are not shared out evenly: both must hang on the pass alone.
@@ -43,11 +49,15 @@ def read(this, stage=2):
     return losses, load_file(this.plan.weights(this.run.id, stage))
 
 
-def process(rank, port, plan, run):
-    """One of two, as torchrun would start it; forked, to save the minutes of imports."""
+def join(rank, port):
+    """Be one of two processes, as torchrun would start it; forked, to save the minutes of imports."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     PartialState._reset_state()
+
+
+def process(rank, port, plan, run):
+    join(rank, port)
     step = training.training_step
 
     def checked(model, *args):
@@ -60,6 +70,21 @@ def process(rank, port, plan, run):
     training.training_step = checked
     for stage in (1, 2):
         train_stage(plan, run, stage)
+    distributed.destroy_process_group()
+
+
+def predicting(rank, port, plan, run, folder):
+    """One of two that predict; tells which images it saw."""
+    join(rank, port)
+    predict, seen = prediction.predict_batch, []
+
+    def watched(model, data, groups, protocol):
+        seen.extend([*map(str, g.iloc[0][["dataset", "split", "image_id"]])] for g in groups)
+        return predict(model, data, groups, protocol)
+
+    prediction.predict_batch = watched
+    predict_stage(plan, run)
+    (folder / f"{rank}.json").write_text(json.dumps(seen))
     distributed.destroy_process_group()
 
 
@@ -97,25 +122,56 @@ def test_two_processes_give_the_curve_of_one(study, alone, strategy):
     assert close(weights, shared)
 
 
+def test_two_processes_predict_every_expression_once(study, monkeypatch, tmp_path):
+    """Three images a batch, so that the last batch is not full and the shares are uneven."""
+    monkeypatch.setattr(prediction, "image_batches", partial(prediction.image_batches, size=3))
+    this = named(study, "predicted", ("mlp", {"name": "text_blind", "of": "mlp"}))
+    for stage in (1, 2):
+        train_stage(this.plan, this.run, stage)
+    for run in this.plan.runs.values():
+        predict_stage(this.plan, run)
+        table = this.plan.prediction_file(run.id)
+        alone = pd.read_parquet(table)
+        table.unlink()
+        arguments = (free_port(), this.plan, run, tmp_path)
+        multiprocessing.start_processes(predicting, arguments, nprocs=2, start_method="fork")
+        pd.testing.assert_frame_equal(pd.read_parquet(table), alone)
+        assert not alone.duplicated(["dataset", "split", "sent_id"]).any()
+        first, second = ({*map(tuple, json.loads((tmp_path / f"{k}.json").read_text()))} for k in (0, 1))
+        images = alone.astype({"image_id": str})[["dataset", "split", "image_id"]]
+        assert first and second and not first & second
+        assert first | second == {*images.itertuples(index=False, name=None)}
+
+
 def test_the_launcher_starts_them(study):
     this = named(study, "launched", **{"training.processes": 2, "training.stage1_steps": 1})
     this.plan.save(this.plan.config_file)
     this.plan.weights(this.run.id).parent.mkdir(parents=True)
-    launch(this.plan.config_file, this.run.id, 1, 2)
+    launch(this.plan.config_file, this.run.id, "stage1", 2)
     losses, tensors = read(this, 1)
     assert len(losses) == 1 and tensors
+
+
+@pytest.mark.parametrize(("job", "stage"), [("predict", None), ("stage1", 1), ("stage2", 2)])
+def test_each_job_is_what_the_launched_processes_do(study, monkeypatch, job, stage):
+    this, called = named(study, "named"), []
+    this.plan.save(this.plan.config_file)
+    monkeypatch.setattr(training, "train_stage", lambda plan, run, stage: called.append((run.id, stage)))
+    monkeypatch.setattr(prediction, "predict_stage", lambda plan, run: called.append((run.id, None)))
+    parallel._main(str(this.plan.config_file), this.run.id, job)
+    assert called == [(this.run.id, stage)]
 
 
 def test_the_launcher_tells_of_failure_and_of_missing_gpus(tmp_path, monkeypatch):
     with (
         monkeypatch.context() as broken,
-        pytest.raises(ValueError, match="one of 2 training processes failed"),
+        pytest.raises(ValueError, match="one of 2 processes failed in stage1"),
     ):
         broken.setattr(sys, "executable", shutil.which("false"))
-        launch(tmp_path / "missing.json", "mlp", 1, 2)
+        launch(tmp_path / "missing.json", "mlp", "stage1", 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="this machine has 2 GPUs; set it to 2"):
-        launch(tmp_path / "missing.json", "mlp", 1, 8)
+        launch(tmp_path / "missing.json", "mlp", "predict", 8)
 
 
 def test_gradient_checkpointing_changes_no_number(study, alone):

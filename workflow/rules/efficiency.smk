@@ -11,9 +11,9 @@ rule efficiency:
         f"logs/{STUDY}/efficiency.log",
     threads: workflow.cores or 1
     resources:
-        mem_mb=PLAN.memory_mb(PLAN.trained[0], 6000),
-        runtime=PLAN.minutes(PLAN.trained[0], 120),
-        gpu=PLAN.gpus(PLAN.trained[0]),
+        mem_mb=jobs.memory_mb(PLAN.trained[0], 6000),
+        runtime=jobs.minutes(PLAN.trained[0], 120),
+        gpu=jobs.gpus(PLAN.trained[0]),
         cpus_per_task=workflow.cores or 1,
     params:
         code=lambda wildcards: triggers.efficiency_trigger(PLAN),

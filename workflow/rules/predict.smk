@@ -6,12 +6,19 @@ rule predict:
     log:
         f"logs/{STUDY}/predict/{{run}}.log",
     priority: 20
-    threads: lambda wildcards: PLAN.threads(PLAN.runs[wildcards.run])
+    threads: lambda wildcards: jobs.threads(PLAN.runs[wildcards.run])
     resources:
-        mem_mb=lambda wildcards: PLAN.memory_mb(PLAN.runs[wildcards.run], 3000),
-        runtime=lambda wildcards: PLAN.minutes(PLAN.runs[wildcards.run], 240),
-        gpu=lambda wildcards: PLAN.gpus(PLAN.runs[wildcards.run]),
-        cpus_per_task=lambda wildcards: PLAN.threads(PLAN.runs[wildcards.run]),
+        mem_mb=lambda wildcards: jobs.memory_mb(
+            PLAN.runs[wildcards.run],
+            3000,
+            jobs.prediction_processes(PLAN.runs[wildcards.run]),
+        ),
+        runtime=lambda wildcards: jobs.minutes(PLAN.runs[wildcards.run], 240),
+        gpu=lambda wildcards: jobs.gpus(
+            PLAN.runs[wildcards.run],
+            jobs.prediction_processes(PLAN.runs[wildcards.run]),
+        ),
+        cpus_per_task=lambda wildcards: jobs.threads(PLAN.runs[wildcards.run]),
     params:
         code=lambda wildcards: triggers.predict_trigger(PLAN, PLAN.runs[wildcards.run]),
     message:

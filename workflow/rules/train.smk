@@ -7,15 +7,22 @@ rule train_stage1:
         PLAN.weights("{run}", 1),
     log:
         f"logs/{STUDY}/train/{{run}}.stage1.log",
-    priority: lambda wildcards: PLAN.train_priority(wildcards.run)
-    threads: lambda wildcards: PLAN.threads(PLAN.trainable[wildcards.run])
+    priority: lambda wildcards: jobs.train_priority(
+        PLAN.trainable[wildcards.run]
+    )
+    threads: lambda wildcards: jobs.threads(PLAN.trainable[wildcards.run])
     resources:
-        mem_mb=lambda wildcards: PLAN.memory_mb(
-            PLAN.trainable[wildcards.run], 3000, training=True
+        mem_mb=lambda wildcards: jobs.memory_mb(
+            PLAN.trainable[wildcards.run],
+            3000,
+            PLAN.trainable[wildcards.run].training.workers,
         ),
-        runtime=lambda wildcards: PLAN.minutes(PLAN.trainable[wildcards.run], 720),
-        gpu=lambda wildcards: PLAN.gpus(PLAN.trainable[wildcards.run], training=True),
-        cpus_per_task=lambda wildcards: PLAN.threads(PLAN.trainable[wildcards.run]),
+        runtime=lambda wildcards: jobs.minutes(PLAN.trainable[wildcards.run], 720),
+        gpu=lambda wildcards: jobs.gpus(
+            PLAN.trainable[wildcards.run],
+            PLAN.trainable[wildcards.run].training.workers,
+        ),
+        cpus_per_task=lambda wildcards: jobs.threads(PLAN.trainable[wildcards.run]),
     params:
         stage=1,
         code=lambda wildcards: triggers.train_trigger(

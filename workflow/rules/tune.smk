@@ -7,11 +7,11 @@ rule tune:
     log:
         f"logs/{STUDY}/tune/{{row}}.log",
     priority: 70
-    threads: lambda wildcards: PLAN.threads(PLAN.trial(wildcards.row))
+    threads: lambda wildcards: jobs.threads(PLAN.trial(wildcards.row))
     resources:
         mem_mb=3000,
         runtime=240,
-        cpus_per_task=lambda wildcards: PLAN.threads(PLAN.trial(wildcards.row)),
+        cpus_per_task=lambda wildcards: jobs.threads(PLAN.trial(wildcards.row)),
     params:
         code=lambda wildcards: triggers.tune_trigger(PLAN, wildcards.row),
     message:

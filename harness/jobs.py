@@ -1,0 +1,40 @@
+"""What a job of a run asks of the machine; the workflow passes it on to Snakemake and Slurm."""
+
+from __future__ import annotations
+
+from harness.config import RunConfig
+
+__all__ = ["gpus", "memory_mb", "minutes", "prediction_processes", "threads", "train_priority"]
+
+
+def threads(run: RunConfig) -> int:
+    """Torch threads of a process: from the config, so that results do not hang on the machine."""
+    return run.training.torch_threads
+
+
+def prediction_processes(run: RunConfig) -> int:
+    """Processes that share a run's prediction: those of its training, one where there is no model."""
+    return 1 if run.acts_on == "superpixels" else run.training.processes
+
+
+def gpus(run: RunConfig, processes: int = 1) -> int:
+    """GPUs: one a process, none at tiny size."""
+    return processes if run.models.gpu else 0
+
+
+def memory_mb(run: RunConfig, least: int, processes: int = 1) -> int:
+    """Host memory of a job that takes ``least`` at tiny size."""
+    return max(least, 1000 * run.models.memory_gb * processes)
+
+
+def minutes(run: RunConfig, tiny: int) -> int:
+    """Time limit of a job whose tiny form is given ``tiny`` minutes."""
+    return 4 * tiny if run.models.gpu else tiny
+
+
+def train_priority(run: RunConfig) -> float:
+    """30 to 60, the run with the most visual tokens first, so that no long job is left to the end."""
+    height, width = run.models.vision.grid
+    adaptive = run.budget is None and run.superpixels is not None
+    share = 0.25 if adaptive else (run.budget or height * width) / (height * width)
+    return 30 + 30 * min(share, 1.0)
