@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -11,7 +12,17 @@ from matplotlib.ticker import FuncFormatter
 from harness.reporting.context import ROW_KEY, ReportContext, row_label
 from harness.reporting.style import MUTED
 
-__all__ = ["WIDTH", "Row", "footer", "label_of", "percent_axis", "rows_of", "select"]
+__all__ = [
+    "WIDTH",
+    "Row",
+    "crowded",
+    "footer",
+    "label_of",
+    "percent_axis",
+    "rows_of",
+    "select",
+    "whiskers",
+]
 
 WIDTH = 7.2  # inches, two columns of a paper
 Row = tuple[str, str, str]
@@ -33,6 +44,18 @@ def label_of(row: Row) -> str:
     return row_label(*row, with_budget=True)
 
 
+def crowded(table: pd.DataFrame) -> bool:
+    """Whether a figure of these rows must make room: bars and their legend serve about ten."""
+    return len(rows_of(table)) > 12
+
+
+def whiskers(table: pd.DataFrame) -> np.ndarray:
+    """``[2, rows]``: how far gIoU's interval reaches below and above."""
+    value = table["giou"].to_numpy(float)
+    bounds = [value - table["giou_low"].to_numpy(float), table["giou_high"].to_numpy(float) - value]
+    return np.nan_to_num(np.clip(bounds, 0, None))
+
+
 def footer(figure: Figure, context: ReportContext, text: str) -> None:
     """What the marks mean and what the data is, under the figure."""
     data = "synthetic scenes" if context.data == "synthetic" else "photographs"
@@ -42,4 +65,4 @@ def footer(figure: Figure, context: ReportContext, text: str) -> None:
 
 def percent_axis(axis: Any) -> None:
     """Print fractions as percent."""
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f}"))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.3g}"))

@@ -9,10 +9,11 @@ import pandas as pd
 
 from harness.files import read_json
 from harness.metrics import read_scores
+from harness.reporting import score_charts
 from harness.reporting.context import ROW_KEY, ReportContext, read_csv
-from harness.reporting.score_charts import per_split_bars, phenomena_bars, tokens_vs_giou, tokens_vs_objects
 from harness.reporting.style import house_style, looks, save
 from harness.reporting.tables import object_counts, prepared_of
+from harness.reporting.token_charts import tokens_vs_giou, tokens_vs_objects
 from harness.reporting.training_charts import loss_curves, run_row, stage_times
 
 __all__ = ["FIGURE_NAMES", "figures_stage"]
@@ -73,8 +74,8 @@ def figures_stage(
             end = f"_{protocol}" if len(protocols) > 1 else ""
             parts = [t[t["protocol"].eq(protocol)] for t in (overall, scores, phenomena)]
             written += save(tokens_vs_giou(parts[0], look, context), out_dir, f"tokens_vs_giou{end}")
-            written += save(per_split_bars(parts[1], look, context), out_dir, f"per_split{end}")
-            written += save(phenomena_bars(parts[2], look, context), out_dir, f"phenomena{end}")
+            written += save(score_charts.per_split(parts[1], look, context), out_dir, f"per_split{end}")
+            written += save(score_charts.phenomena(parts[2], look, context), out_dir, f"phenomena{end}")
         images = _image_tokens(score_paths, prepared_dir)
         written += save(tokens_vs_objects(images, tokens, look, context), out_dir, "tokens_vs_objects")
         written += save(loss_curves(log_paths, look, context), out_dir, "loss_curves")

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from harness.reporting.charting import WIDTH, Row, footer, label_of, rows_of
+from harness.reporting.charting import WIDTH, Row, crowded, footer, label_of, rows_of
 from harness.reporting.context import ROW_KEY, ReportContext, order_rows, records
 from harness.reporting.style import PALETTE, Look
 
@@ -52,16 +52,22 @@ def run_row(path: Path | str) -> Row:
     return projector, ".".join(variant), budget
 
 
+def _smooth(loss: pd.Series) -> pd.Series:
+    return loss.ewm(span=max(3, len(loss) // 12), adjust=True).mean()
+
+
 def loss_curves(log_paths: Sequence[Path | str], look: Mapping[str, Look], context: ReportContext) -> Figure:
-    """Training loss by step, a panel a stage; raw faint, smoothed bold."""
+    """Training loss by step: a panel a stage, raw faint, smoothed bold; of many rows a panel each."""
     logs = [(run_row(p), read_log(p)) for p in sorted(map(str, log_paths))]
-    stages = sorted({int(s) for _, log in logs for s in log["stage"].unique()}) or [1]
-    figure, grid = plt.subplots(1, len(stages), figsize=(WIDTH, 2.7), sharey=True, squeeze=False)
-    styles = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1, 1, 1)))
     found = pd.DataFrame(list(dict.fromkeys(row for row, _ in logs)), columns=list(ROW_KEY))
     rows = rows_of(order_rows(found, context))
     logs.sort(key=lambda item: rows.index(item[0]))
-    named: set[tuple] = set()
+    if crowded(found):
+        return _loss_of_each(logs, rows, look, context)
+    stages = sorted({int(s) for _, log in logs for s in log["stage"].unique()}) or [1]
+    figure, grid = plt.subplots(1, len(stages), figsize=(WIDTH, 2.7), sharey=True, squeeze=False)
+    styles = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1, 1, 1)))
+    named: set[Row] = set()
     for axes, stage in zip(grid[0], stages, strict=True):
         for row, log in logs:
             part = log[log["stage"] == stage]
@@ -70,10 +76,8 @@ def loss_curves(log_paths: Sequence[Path | str], look: Mapping[str, Look], conte
             color = look[row[0]].color
             style = styles[[r for r in rows if r[0] == row[0]].index(row) % len(styles)]
             axes.plot(part["step"], part["loss"], color=color, lw=0.5, alpha=0.25)
-            smooth = part["loss"].ewm(span=max(3, len(part) // 12), adjust=True).mean()
-            axes.plot(
-                part["step"], smooth, color=color, ls=style, label=None if row in named else label_of(row)
-            )
+            name = None if row in named else label_of(row)
+            axes.plot(part["step"], _smooth(part["loss"]), color=color, ls=style, label=name)
             named.add(row)
         axes.set_title(f"Stage {stage}")
         axes.set_xlabel("optimiser step")
@@ -82,6 +86,40 @@ def loss_curves(log_paths: Sequence[Path | str], look: Mapping[str, Look], conte
     if handles:
         figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(handles)))
     footer(figure, context, "Faint: as logged. Bold: exponentially smoothed.")
+    return figure
+
+
+def _loss_of_each(
+    logs: list[tuple[Row, pd.DataFrame]], rows: list[Row], look: Mapping[str, Look], context: ReportContext
+) -> Figure:
+    """A small panel a row, its stages one behind the other, all other rows grey behind it."""
+    columns = 5
+    lines = -(-len(rows) // columns)
+    size = (WIDTH, 0.5 + 1.15 * lines)
+    figure, grid = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    curves = []
+    for row, log in logs:
+        before = 0
+        for _, part in log.groupby("stage", sort=True):
+            curves.append((row, part["step"] + before, _smooth(part["loss"])))
+            before += int(part["step"].max())
+    for axes in grid.flat[len(rows) :]:
+        axes.set_axis_off()
+    for axes, row in zip(grid.flat, rows, strict=False):
+        for other, steps, loss in curves:
+            if other != row:
+                axes.plot(steps, loss, color="#DDDDDD", lw=0.5, zorder=1)
+        for other, steps, loss in curves:
+            if other == row:
+                axes.plot(steps, loss, color=look[row[0]].color, lw=1.1, zorder=2)
+        axes.set_title(label_of(row), fontsize=6.5, fontweight="normal")
+        axes.tick_params(labelsize=6)
+    figure.supylabel("training loss", fontsize=8)
+    footer(
+        figure,
+        context,
+        "Training loss by optimiser step, stage 2 behind stage 1, exponentially smoothed. Grey: all others.",
+    )
     return figure
 
 

@@ -6,14 +6,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from harness.reporting.context import ReportContext, read_csv
 from harness.reporting.figures import FIGURE_NAMES, figures_stage
-from harness.reporting.score_charts import tokens_vs_giou
+from harness.reporting.labels import Label, place_labels
+from harness.reporting.score_charts import per_split
 from harness.reporting.style import PALETTE, house_style, looks, save
 from harness.reporting.tables import tables_stage
-from harness.reporting.training_charts import read_log, run_row, stage_times
+from harness.reporting.token_charts import tokens_vs_giou
+from harness.reporting.training_charts import loss_curves, read_log, run_row, stage_times
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,87 @@ def test_points_stand_where_the_table_says(tables):
     control = overall[overall["projector"] == "coin_flip"].iloc[0]
     assert [line.get_xydata()[0][1] for line in hollow] == [pytest.approx(control["giou"])]
     assert "synthetic scenes; effort: quick" in figure.get_supxlabel()
+    plt.close(figure)
+
+
+def many(table, count):
+    """The table's first projector under ``count`` names, each a little better than the last."""
+    one = table[table["projector"] == table["projector"].iloc[0]]
+    parts = [one.assign(projector=f"p{k}", giou=one["giou"] + k / 1000) for k in range(count)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_many_rows_have_a_line_each_where_the_table_says(tables):
+    scores = many(read_csv(tables / "scores.csv"), 20)
+    context = ReportContext.checked(json.loads((tables / "context.json").read_text()))
+    with house_style():
+        figure = per_split(scores, looks(scores["projector"]), context)
+        figure.canvas.draw()
+    datasets = list(dict.fromkeys(scores["dataset"]))
+    assert [axes.get_title(loc="left") for axes in figure.axes] == datasets
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    for axes, dataset in zip(figure.axes, datasets, strict=True):
+        drawn = sorted((round(y), round(x, 6)) for (x, y), *_ in (line.get_xydata() for line in marks(axes)))
+        part = scores[scores["dataset"] == dataset]
+        told = zip(part["projector"], part["giou"], strict=True)
+        budget = f" @{part['budget'].iloc[0]}" if part["budget"].iloc[0] != "auto" else ""
+        assert drawn == sorted((names.index(f"{p}{budget}"), round(g, 6)) for p, g in told)
+    plt.close(figure)
+
+
+def marks(axes):
+    return [line for line in axes.lines if line.get_marker() not in ("None", "|", "_", "")]
+
+
+def test_a_control_far_off_is_named_at_the_edge_and_leaves_the_axis_to_the_projectors(tables):
+    overall = read_csv(tables / "overall.csv")
+    context = ReportContext.checked(json.loads((tables / "context.json").read_text()))
+    overall.loc[overall["projector"] == "coin_flip", ["giou", "giou_low", "giou_high"]] = 0.01
+    with house_style():
+        figure = tokens_vs_giou(overall, looks(overall["projector"]), context)
+    axes = figure.axes[0]
+    ours = overall[overall["projector"] != "coin_flip"]
+    assert axes.get_ylim()[0] > 0.05
+    assert axes.get_ylim()[0] < ours["giou_low"].min() and axes.get_ylim()[1] > ours["giou_high"].max()
+    texts = {text.get_text() for text in axes.texts}
+    assert "▼ coin_flip 1.0 %" in texts and set(ours["projector"]) <= texts
+    plt.close(figure)
+
+
+def test_labels_of_a_crowd_do_not_cover_each_other():
+    with house_style():
+        figure, axes = plt.subplots(figsize=(7.2, 4.6))
+        axes.set(xlim=(0, 10), ylim=(0, 1))
+        labels = [Label(5.0, 0.4 + 0.01 * k, f"projector_{k}", "black") for k in range(18)]
+        place_labels(axes, labels)
+        figure.canvas.draw()
+        renderer = figure.canvas.get_renderer()
+        # Of an annotation the extent would hold its line too.
+        boxes = [Text.get_window_extent(text, renderer) for text in axes.texts]
+        frame = axes.get_window_extent(renderer)
+    assert [text.get_text() for text in axes.texts] == [f"projector_{k}" for k in range(17, -1, -1)]
+    for k, box in enumerate(boxes):
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1
+        assert not any(box.overlaps(other) for other in boxes[:k])
+    plt.close(figure)
+
+
+def test_loss_of_many_rows_has_a_panel_each(tmp_path):
+    paths = []
+    for k in range(14):
+        path = tmp_path / f"p{k}.base.auto.s0" / "log.jsonl"
+        path.parent.mkdir()
+        lines = [{"stage": s, "step": n, "loss": 3.0 - s - 0.01 * k} for s in (1, 2) for n in (1, 2, 3)]
+        path.write_text("\n".join(map(json.dumps, lines)))
+        paths.append(path)
+    names = [run_row(p)[0] for p in paths]
+    figure = loss_curves(paths, looks(names), ReportContext(study="x", data="synthetic"))
+    shown = [axes for axes in figure.axes if axes.axison]
+    assert sorted(axes.get_title() for axes in shown) == sorted(names)
+    first = next(axes for axes in shown if axes.get_title() == "p3")
+    own = [line.get_xydata().tolist() for line in first.lines if line.get_color() != "#DDDDDD"]
+    assert [[x for x, _ in line] for line in own] == [[1, 2, 3], [4, 5, 6]]
+    assert [line[0][1] for line in own] == [pytest.approx(1.97), pytest.approx(0.97)]
     plt.close(figure)
 
 
