@@ -16,6 +16,7 @@ from typing import Any
 from harness.data.options import ReferData
 from harness.files import atomic_path, write_json
 from harness.plan import Plan
+from harness.reporting.digest import write_digest
 
 __all__ = ["provenance", "provenance_of", "show_in_readme", "take_snapshot"]
 
@@ -55,7 +56,9 @@ def provenance_of(command: str) -> dict[str, Any]:
 
 
 def take_snapshot(plan: Plan, command: str) -> Path:
-    """Copy tables and figures; figures of real photographs stay behind, as many licences forbid derivatives.
+    """Copy tables and figures, and write the page of all snapshots anew.
+
+    Figures of real photographs stay behind, as many licences forbid derivatives.
 
     Args:
         plan: a finished study.
@@ -77,6 +80,7 @@ def take_snapshot(plan: Plan, command: str) -> Path:
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(folder, target)
     write_json(out / "provenance.json", made_by)
+    write_digest(out.parent)
     if plan.study_dir.name == "default":
         show_in_readme(Path("README.md"), (out / "tables" / "main.md").read_text())
     return out

@@ -129,6 +129,12 @@ def _efficiency(plan: Plan) -> None:
     efficiency_stage(plan, plan.efficiency_file)
 
 
+_CAPTIONED = (
+    "Every row is trained on captions of objects beside their masks, which is no part of the paper's recipe: "
+    "masks alone never taught so small a model to read visual tokens."
+)
+
+
 def _tables(plan: Plan) -> None:
     from harness.data.overlap import pool_note
     from harness.files import read_json
@@ -137,6 +143,8 @@ def _tables(plan: Plan) -> None:
 
     folders = dict.fromkeys(plan.prepared_dir(run) for run in plan.runs.values())
     shared = [note for f in folders if (note := pool_note(read_json(f / "summary.json")))]
+    if any(run.training.caption_weight for run in plan.trained):
+        shared.append(_CAPTIONED)
     tables_stage(
         [plan.score_file(run) for run in plan.runs],
         [plan.efficiency_file],

@@ -25,8 +25,16 @@ def tiny_sam():
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """A folder as the hub holds GLaMM's: config, tokenizer, two pickled shards; and the tensors in it."""
     folder = tmp_path_factory.mktemp("glamm")
+    return folder, save_glamm(folder)
+
+
+def save_glamm(folder):
+    """A folder as the hub holds GLaMM's, but for its pickled shards.
+
+    Returns:
+        The tensors that are to be in them.
+    """
     tokenizer = byte_level(folder, bos_token="<s>", eos_token="</s>")
     tokenizer.add_tokens(["<bbox>", "<point>", SEG, "<p>", "</p>"], special_tokens=True)
     tokenizer.save_pretrained(folder)
@@ -57,7 +65,7 @@ def original(tmp_path_factory):
     state["model.region_encoder.mlvl_fuse.input_conv.0.weight"] = torch.zeros(2, 2)
     state["model.vision_tower.vision_tower.vision_model.post_layernorm.weight"] = torch.zeros(3)
     state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(4)
-    return folder, state
+    return state
 
 
 def write(folder, state, parts=2):

@@ -49,19 +49,23 @@ SAVED = {
 IMAGE = np.random.default_rng(0).integers(0, 256, (42, 42, 3), dtype=np.uint8)
 
 
+def save_vision(name, folder):
+    torch.manual_seed(0)
+    model = SAVED[name][1]().eval()
+    with torch.no_grad():  # random weights must be large enough to tell tokens apart
+        for p in model.parameters():
+            p.copy_(torch.randn_like(p) * 0.2)
+    model.save_pretrained(folder)
+    normal = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(normal))
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     def save(name):
         folder = tmp_path_factory.getbasetemp() / f"vision-{name}"
         if not folder.exists():
-            torch.manual_seed(0)
-            model = SAVED[name][1]().eval()
-            with torch.no_grad():  # random weights must be large enough to tell tokens apart
-                for p in model.parameters():
-                    p.copy_(torch.randn_like(p) * 0.2)
-            model.save_pretrained(folder)
-            normal = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-            (folder / "preprocessor_config.json").write_text(json.dumps(normal))
+            save_vision(name, folder)
         return folder
 
     return save

@@ -2,12 +2,14 @@
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 import time
 
 import psutil
 import pytest
+from checkout import ROOT
 
 from harness.launch import abandoned_jobs, workflows
 from harness.reporting.figures import FIGURE_NAMES
@@ -104,6 +106,8 @@ def test_rules_declare_what_the_reports_write(request):
 
 
 def test_snapshot_copies_tables_and_says_what_made_them(edited):
+    kept = ROOT / "results/reference/default/tables"
+    shutil.copytree(kept, edited.path / "results/default/tables", dirs_exist_ok=True)
     (edited.path / "results/default/tables/main.md").write_text("| the default table |")
     done = edited.run("harness.cli", "snapshot", "--command", "make run")
     assert done.returncode == 0, done.stderr
@@ -112,5 +116,6 @@ def test_snapshot_copies_tables_and_says_what_made_them(edited):
         edited.path / "results/default/tables/scores.csv"
     ).read_bytes()
     assert "| the default table |" in (edited.path / "README.md").read_text()
+    assert "## default: " in (folder.parent / "README.md").read_text()
     made_by = json.loads((folder / "provenance.json").read_text())
     assert made_by["command"] == "make run" and made_by["versions"]["torch"]

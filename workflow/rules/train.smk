@@ -7,9 +7,7 @@ rule train_stage1:
         PLAN.weights("{run}", 1),
     log:
         f"logs/{STUDY}/train/{{run}}.stage1.log",
-    priority: lambda wildcards: jobs.train_priority(
-        PLAN.trainable[wildcards.run]
-    )
+    priority: lambda wildcards: jobs.train_priority(PLAN.trainable[wildcards.run])
     threads: lambda wildcards: jobs.threads(PLAN.trainable[wildcards.run])
     resources:
         mem_mb=lambda wildcards: jobs.memory_mb(

@@ -1,0 +1,83 @@
+"""One page of all committed snapshots: each study's rows, mean gIoU, and the difference to its reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from harness.files import read_json
+from harness.reporting.context import ROW_KEY, ReportContext, read_csv, records, row_label, write_text
+
+__all__ = ["digest", "write_digest"]
+
+_HEAD = """# Snapshots of finished studies
+
+Written by `svp snapshot`; no number here is typed. Tokens are the mean at the language model's input. gIoU is
+the mean over splits, in per cent, with its 95 % interval (bootstrap over images); a difference is paired over
+images, its p not corrected for the number of rows. Tables and figures of each study lie in its folder.
+"""
+_Row = tuple[str, ...]
+
+
+def _differences(pairs: pd.DataFrame, to: _Row) -> dict[_Row, tuple[float, float, float, float]]:
+    """``giou, low, high, p`` of each row minus ``to``; the table holds each pair once, either way round."""
+    found = {}
+    for pair in records(pairs[pairs["dataset"].eq("all")]):
+        one = (pair.projector, pair.variant, pair.budget)
+        other = (pair.other_projector, pair.other_variant, pair.other_budget)
+        if other == to:
+            found[one] = (pair.giou_difference, pair.low, pair.high, pair.p_value)
+        elif one == to:
+            found[other] = (-pair.giou_difference, -pair.high, -pair.low, pair.p_value)
+    return found
+
+
+def digest(snapshot: Path) -> str:
+    """A snapshot's section, in Markdown.
+
+    Args:
+        snapshot: ``results/reference/<study>``.
+    """
+    tables = snapshot / "tables"
+    context = ReportContext.checked(read_json(tables / "context.json"))
+    made_by = read_json(snapshot / "provenance.json")
+    overall, pairs = read_csv(tables / "overall.csv"), read_csv(tables / "differences.csv")
+    protocol = overall["protocol"].iloc[0]
+    overall, pairs = (t[t["protocol"].eq(protocol)] for t in (overall, pairs))
+    rows = [tuple(getattr(row, key) for key in ROW_KEY) for row in records(overall)]
+    reference = next((row for row in rows if row[0] == context.reference), rows[0])
+    difference = _differences(pairs, reference)
+    seeds = int(overall["seed_count"].max())
+    lines = [
+        f"## {snapshot.name}: {context.title}",
+        "",
+        f"Effort: {context.effort}. {seeds} seed{'s' if seeds > 1 else ''}. Protocol `{protocol}`. "
+        f"Made by `{made_by['command']}` at commit {made_by['commit'][:7]}"
+        f"{', with uncommitted changes' if made_by['uncommitted_changes'] else ''}, on {made_by['device']}.",
+        "",
+        f"| row | tokens | gIoU | minus {row_label(*reference, with_budget=True)} | p |",
+        "|:---|---:|---:|---:|---:|",
+    ]
+    for key, row in zip(rows, records(overall), strict=True):
+        cells = [row_label(*key, with_budget=True), f"{row.tokens_mean:.1f}"]
+        cells.append(f"{100 * row.giou:.1f} [{100 * row.giou_low:.1f}, {100 * row.giou_high:.1f}]")
+        if key in difference:
+            gap, low, high, p = difference[key]
+            cells += [f"{100 * gap:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", f"{p:.3f}"]
+        else:
+            cells += ["–", "–"]
+        lines.append(f"| {' | '.join(cells)} |")
+    links = f"[table]({snapshot.name}/tables/main.md)"
+    if (snapshot / "figures").is_dir():
+        links += f", [tokens against gIoU]({snapshot.name}/figures/tokens_vs_giou.png)"
+    return "\n".join([*lines, "", *(f"- {note}" for note in context.notes), f"- {links}"]) + "\n"
+
+
+def write_digest(reference: Path) -> Path:
+    """Write ``README.md`` over all snapshots in ``reference``, the default study first."""
+    found = [path.parent for path in reference.glob("*/tables") if (path / "context.json").is_file()]
+    found.sort(key=lambda folder: (folder.name != "default", folder.name != "main", folder.name))
+    out = reference / "README.md"
+    write_text(out, "\n".join([_HEAD, *map(digest, found)]))
+    return out

@@ -1,0 +1,59 @@
+"""The page of snapshots says what the tables say."""
+
+import json
+import re
+
+import pytest
+
+from harness.reporting.context import ReportContext, read_csv
+from harness.reporting.digest import digest, write_digest
+from harness.reporting.tables import tables_stage
+
+MADE_BY = {"command": "make run", "commit": "0123456789", "uncommitted_changes": False, "device": "a machine"}
+
+
+@pytest.fixture
+def reference(made_up, tmp_path):
+    """Two snapshots of the made-up study, the second relative to another projector."""
+    for name, projector in (("default", "dense"), ("a_study", "coin_flip")):
+        context = ReportContext.from_study(made_up["config"], resamples=50)
+        context = context.model_copy(update={"study": name, "reference": projector})
+        tables = tmp_path / name / "tables"
+        tables_stage(made_up["scores"], made_up["efficiency"], made_up["prepared"], tables, context)
+        (tmp_path / name / "provenance.json").write_text(json.dumps(MADE_BY))
+    return tmp_path
+
+
+def lines(text):
+    return [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+
+
+@pytest.mark.parametrize("name", ["default", "a_study"])
+def test_rows_and_differences_are_those_of_the_tables(reference, name):
+    overall = read_csv(reference / name / "tables" / "overall.csv")
+    text = digest(reference / name)
+    context = json.loads((reference / name / "tables" / "context.json").read_text())
+    base = overall[overall["projector"] == context["reference"]].iloc[0]
+    found = lines(text)
+    assert len(found) == len(overall)
+    for (label, tokens, giou, gap, p), row in zip(found, overall.itertuples(), strict=True):
+        assert label.startswith(row.projector)
+        assert float(tokens) == pytest.approx(row.tokens_mean, abs=0.06)
+        value, low, high = map(float, re.findall(r"[-+]?[\d.]+", giou))
+        assert value == pytest.approx(100 * row.giou, abs=0.06) and low <= value <= high
+        if row.projector == base["projector"] and row.budget == base["budget"]:
+            assert (gap, p) == ("–", "–")
+            continue
+        gap, low, high = map(float, re.findall(r"[-+]?[\d.]+", gap))
+        assert gap == pytest.approx(100 * (row.giou - base["giou"]), abs=0.06) and low <= gap <= high
+        assert 0 < float(p) <= 1
+
+
+def test_the_page_begins_with_the_default_and_tells_of_changes(reference):
+    text = write_digest(reference).read_text()
+    assert re.findall(r"^## (\w+):", text, flags=re.M) == ["default", "a_study"]
+    assert "at commit 0123456, on a machine" in text
+    (reference / "default" / "provenance.json").write_text(
+        json.dumps({**MADE_BY, "uncommitted_changes": True})
+    )
+    assert "with uncommitted changes" in write_digest(reference).read_text()
