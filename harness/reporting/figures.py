@@ -57,8 +57,8 @@ def figures_stage(
 
     Returns:
         The files written: ``tokens_vs_giou``, ``per_split``, ``phenomena``, ``tokens_vs_objects``,
-        ``loss_curves`` and ``stage_times``, each as PNG and PDF (with the protocol in the name where
-        a study has several).
+        ``loss_curves`` and ``stage_times``, each as PNG and PDF; the first three once more for every
+        protocol but the first, with its name.
     """
     tables = Path(tables_dir)
     context = ReportContext.checked(read_json(tables / "context.json"))
@@ -69,9 +69,8 @@ def figures_stage(
     look = looks([*overall["projector"], *(run_row(p)[0] for p in log_paths)])
     written: list[Path] = []
     with house_style():
-        protocols = list(dict.fromkeys(overall["protocol"]))
-        for protocol in protocols:
-            end = f"_{protocol}" if len(protocols) > 1 else ""
+        for number, protocol in enumerate(dict.fromkeys(overall["protocol"])):
+            end = f"_{protocol}" if number else ""
             parts = [t[t["protocol"].eq(protocol)] for t in (overall, scores, phenomena)]
             written += save(tokens_vs_giou(parts[0], look, context), out_dir, f"tokens_vs_giou{end}")
             written += save(score_charts.per_split(parts[1], look, context), out_dir, f"per_split{end}")

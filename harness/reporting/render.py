@@ -255,6 +255,7 @@ def main_markdown(
     for protocol, part in main.groupby("protocol", sort=True):
         frame = _wide(part, overall[overall["protocol"].eq(protocol)], context, _MARKDOWN)
         heads = ["projector", *(" ".join(h) for h in frame.columns)]
+        lines += [""] if lines[-1] else []
         lines += [f"Protocol `{protocol}`. {caption(part, context)}", "", f"| {' | '.join(heads)} |"]
         lines += ["|:---|" + "---:|" * len(frame.columns)]
         group = None

@@ -87,7 +87,7 @@ def study(weights):
     value = yaml.safe_load((ROOT / "config/paper.yaml").read_text())
     real = os.environ.get("RIS_REAL_DATA")
     value |= {"study": "formats", "data": "real_sample" if real else "smoke", "superpixels": "slic"}
-    value |= {"bootstrap_resamples": 50, "reference_row": "mlp.dinov2"}
+    value |= {"bootstrap_resamples": 50}
     if real:
         value["data_root"] = real
     value["rows"] = [*rows, {"name": "svp", "set": {"superpixels.options.segments": 12}}]
