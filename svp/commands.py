@@ -37,40 +37,49 @@ def bench_projector_command(
 
 @bench.command(name="superpixels")
 def bench_superpixels_command(
-    sam: Path,
-    images: list[Path],
+    images: list[Path] | None = None,
     *,
     json: bool = False,
+    sam: Path | None = None,
     kind: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "tiny",
+    scenes: int = 8,
     points_per_side: int = 32,
-    options: str = "{}",
-    thresholds: str = "{}",
+    options: str | None = None,
+    thresholds: str | None = None,
 ) -> None:
     """The exact and adaptive generators against SAM's own, on the same weights and images.
 
     Args:
-        sam: folder of the tiny SAM (results/shared/pretrained/sam-…), or an official checkpoint.
-        images: photographs or scenes.
+        images: photographs or scenes; default: held-out scenes of the default study.
         json: print one JSON value (the default too).
+        sam: an official checkpoint, or the folder of a tiny SAM; default: that of the default study, trained
+            first if there is none.
         kind: of the checkpoint.
+        scenes: where no images are named.
         points_per_side: prompts a side; 32 is SAM's default.
-        options: of the superpixels that `adaptive` is compared in, as JSON; default: the preset `svp`.
+        options: of the superpixels that `adaptive` is compared in, as JSON; default: the preset `svp`, for
+            the default study's SAM that study's.
         thresholds: of the official and the exact generator, as JSON; default: SAM's own, which a tiny SAM
-            hardly passes. Example: {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.5}.
+            hardly passes: for the default study's SAM that study's.
     """
     from harness.superpixels import open_sam, read_rgb
     from svp.bench import bench_superpixels
 
+    chosen, cuts = (json_module.loads(text) if text else {} for text in (options, thresholds))
+    if sam is None or not images:
+        from harness.tiny_sam import tiny_sam_and_scenes
+
+        own, drawn, settings = tiny_sam_and_scenes(scenes)
+        images = images or drawn
+        if sam is None:
+            sam, kind, chosen = own, "tiny", settings | chosen
+            names = ("pred_iou_thresh", "stability_score_thresh")
+            cuts = {k: v for k, v in settings.items() if k in names} | cuts
     arrays = [read_rgb(path) for path in images]
-    _print(
-        bench_superpixels(
-            open_sam(sam, kind),
-            arrays,
-            points_per_side=points_per_side,
-            options=json_module.loads(options),
-            thresholds=json_module.loads(thresholds),
-        )
+    told = bench_superpixels(
+        open_sam(sam, kind), arrays, points_per_side=points_per_side, options=chosen, thresholds=cuts
     )
+    _print({**told, "sam": sam.name})
 
 
 @bench.command(name="calibrate")

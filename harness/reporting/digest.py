@@ -22,7 +22,7 @@ _Row = tuple[str, ...]
 
 def _differences(pairs: pd.DataFrame, to: _Row) -> dict[_Row, tuple[float, float, float, float]]:
     """``giou, low, high, p`` of each row minus ``to``; the table holds each pair once, either way round."""
-    found = {}
+    found: dict[_Row, tuple[float, float, float, float]] = {}
     for pair in records(pairs[pairs["dataset"].eq("all")]):
         one = (pair.projector, pair.variant, pair.budget)
         other = (pair.other_projector, pair.other_variant, pair.other_budget)

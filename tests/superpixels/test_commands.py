@@ -1,13 +1,18 @@
 """The commands that SVP adds to the program."""
 
 import json
+import shutil
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from svp.commands import bench, superpixels
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_program_finds_them():
@@ -30,6 +35,29 @@ def test_bench_projector_prints_one_json_value(capsys):
     told = json.loads(capsys.readouterr().out)
     parts = told["parameters"]
     assert parts["all"] == parts["sspe"] + parts["ssa"] + parts["mlp"]
+
+
+def test_bench_superpixels_makes_the_sam_and_the_scenes_it_needs(tmp_path, monkeypatch, capsys):
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    names = ("default.yaml", "studies/smoke.yaml")
+    value, smoke = (yaml.safe_load((ROOT / "config" / name).read_text()) for name in names)
+    value |= {"data": smoke["data"], "set": smoke["set"]}
+    (tmp_path / "config/default.yaml").write_text(yaml.safe_dump(value))
+    monkeypatch.chdir(tmp_path)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # a stage sets them
+    command = ["superpixels", "--scenes", "2", "--points-per-side", "4"]
+    told = []
+    for _ in range(2):
+        bench(command, result_action="return_value")
+        told.append(json.loads(capsys.readouterr().out))
+    assert (told[0]["images"], told[0]["prompts"], told[0]["device"]) == (2, 16, "cpu")
+    assert told[0]["official_thresholds"] == {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.5}
+    assert told[0]["adaptive_prompt_share"] <= 0.25
+    made = [*(tmp_path / "results/shared/pretrained").iterdir()]
+    assert [folder.name for folder in made] == [told[0]["sam"]]  # no other model was trained, and one once
+    untimed = ("official_masks", "full_superpixels", "adaptive_superpixels", "exact_matched_iou", "sam")
+    assert [told[1][key] for key in untimed] == [told[0][key] for key in untimed]
 
 
 def test_calibrate_names_the_option_that_gives_the_count(tmp_path, capsys):
