@@ -24,7 +24,7 @@ from harness.models.ris import RISModel
 from harness.models.sam import sam_frame, upscale_logits
 from harness.parallel import Workers
 from harness.plan import Plan
-from harness.scored import evaluated, select
+from harness.scoring.scored import evaluated, select
 
 __all__ = ["evaluated", "predict_stage"]
 

@@ -53,7 +53,7 @@ def _pool(plan: Plan, key: str) -> None:
 
 
 def _pretrain(plan: Plan, key: str) -> None:
-    from harness.pretraining import pretrain
+    from harness.pretraining.models import pretrain
 
     run = plan.owner(key)
     upstream = {part: plan.model_dir(plan.model_key(run, part)) for part in ("language", "sam")}
@@ -111,8 +111,8 @@ def _predict(plan: Plan, run: RunConfig) -> None:
 def _score(plan: Plan, run: RunConfig) -> None:
     import pandas as pd
 
-    from harness.metrics import score_stage
-    from harness.scored import evaluated, select
+    from harness.scoring.metrics import score_stage
+    from harness.scoring.scored import evaluated, select
 
     rows = evaluated(pd.read_parquet(plan.prepared_dir(run) / "expressions.parquet"), run.splits)
     score_stage(

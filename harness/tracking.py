@@ -22,7 +22,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pandas as pd
 
 from harness.files import canonical_json, digest, read_json, sha256_file
-from harness.metrics import THRESHOLDS, read_scores, summarise
+from harness.scoring.metrics import THRESHOLDS, read_scores, summarise
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -67,7 +67,7 @@ def pretrain_trigger(plan: Plan, key: str) -> str:
     return digest(
         [
             plan.pretrain_spec(run, part),
-            code_hash("harness.pretraining"),
+            code_hash("harness.pretraining.models"),
             *(pretrain_trigger(plan, name) for name in upstream),
         ]
     )
@@ -139,7 +139,7 @@ def score_trigger(plan: Plan, run: RunConfig) -> str:
     return digest(
         [
             run.model_dump(mode="json", include={"projector", "variant", "protocol"}),
-            code_hash("harness.metrics", "harness.protocols"),
+            code_hash("harness.scoring.metrics", "harness.scoring.protocols"),
         ]
     )
 

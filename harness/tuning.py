@@ -13,7 +13,7 @@ from harness.files import write_json
 from harness.held_out import held_out
 from harness.plan import Plan
 from harness.prediction import image_batches, predict_batch
-from harness.rle import overlap
+from harness.scoring.rle import overlap
 
 __all__ = ["held_out_giou", "tune_stage"]
 

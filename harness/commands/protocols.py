@@ -34,7 +34,7 @@ def protocols(
     """
     from harness.files import write_json
     from harness.reporting.context import write_csv
-    from harness.sampling import count_protocols, leakage, read_texts, sampling_study
+    from harness.scoring.sampling import count_protocols, leakage, read_texts, sampling_study
     from harness.snapshot import provenance_of
 
     rows = read_texts(texts)
@@ -73,8 +73,8 @@ def verify(
     from harness.data.options import ReferData
     from harness.files import read_json
     from harness.plan import Plan
+    from harness.scoring.verify import verify_counts, verify_scores
     from harness.study import read_study
-    from harness.verify import verify_counts, verify_scores
 
     plan = Plan.from_raw(read_study(study))
     scores = verify_scores(plan.tables_dir, published, tolerance=tolerance, methods=methods)

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harness.metrics import EXPRESSION_KEY, THRESHOLDS, group_status, summarise
 from harness.reporting.context import ROW_KEY, ReportContext, order_rows
-from harness.statistics import Resampler, image_sums, spearman
+from harness.scoring.metrics import EXPRESSION_KEY, THRESHOLDS, group_status, summarise
+from harness.scoring.statistics import Resampler, image_sums, spearman
 
 __all__ = ["SCORES_COLUMNS", "adaptivity", "phenomena_table", "score_tables"]
 

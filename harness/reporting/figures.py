@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from harness.files import read_json
-from harness.metrics import read_scores
 from harness.reporting import score_charts
 from harness.reporting.context import ROW_KEY, ReportContext, read_csv
 from harness.reporting.style import house_style, looks, save
 from harness.reporting.tables import object_counts, prepared_of
 from harness.reporting.token_charts import tokens_vs_giou, tokens_vs_objects
 from harness.reporting.training_charts import loss_curves, run_row, stage_times
+from harness.scoring.metrics import read_scores
 
 __all__ = ["FIGURE_NAMES", "figures_stage"]
 

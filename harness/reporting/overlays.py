@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from harness.metrics import EXPRESSION_KEY, expression_iou, read_scores
 from harness.reporting.style import INK, MUTED, house_style, save
-from harness.rle import run_lengths
+from harness.scoring.metrics import EXPRESSION_KEY, expression_iou, read_scores
+from harness.scoring.rle import run_lengths
 
 __all__ = ["Example", "overlay_figure", "overlays_stage", "pick_examples"]
 

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.metrics import RUN_KEY, read_scores
-from harness.protocols import protocol_table, sum_polygons
 from harness.reporting.aggregate import (
     SCORES_COLUMNS,
     adaptivity,
@@ -33,6 +31,8 @@ from harness.reporting.context import (
 )
 from harness.reporting.published import published_markdown
 from harness.reporting.render import adaptivity_notes, main_markdown, main_tex
+from harness.scoring.metrics import RUN_KEY, read_scores
+from harness.scoring.protocols import protocol_table, sum_polygons
 
 __all__ = ["MAIN_COLUMNS", "TABLE_FILES", "main_table", "object_counts", "prepared_of", "tables_stage"]
 

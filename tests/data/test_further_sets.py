@@ -14,7 +14,7 @@ from harness.data.options import ReferSet
 from harness.data.prepare import prepare
 from harness.data.reasonseg import read_reasonseg
 from harness.data.tables import load_tables
-from harness.metrics import score_predictions
+from harness.scoring.metrics import score_predictions
 
 # --- gRefCOCO ------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from harness.draws import generator_from_names
-from harness.statistics import Resampler, image_sums, paired_difference, spearman
+from harness.scoring.statistics import Resampler, image_sums, paired_difference, spearman
 
 
 def make_scores(rng, images=60, per_image=4, seed=0, projector="alpha", shift=0.0, image_effect=0.25):

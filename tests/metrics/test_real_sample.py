@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from harness.data.options import ReferSet
 from harness.data.prepare import prepare
-from harness.metrics import score_predictions, summarise
+from harness.scoring.metrics import score_predictions, summarise
 
 pytestmark = [
     pytest.mark.real,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from harness.metrics import (
+from harness.scoring.metrics import (
     SCORE_COLUMNS,
     expression_iou,
     read_scores,
@@ -15,7 +15,7 @@ from harness.metrics import (
     score_stage,
     summarise,
 )
-from harness.rle import overlap, run_lengths
+from harness.scoring.rle import overlap, run_lengths
 
 # The hand counts of conftest.CASES: sent_id -> (I, U).
 TRUTH = {100: (4, 4), 101: (2, 4), 102: (4, 12), 103: (0, 2), 104: (0, 16), 105: (12, 16)}

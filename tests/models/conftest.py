@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.pretraining import build_tokenizer
+from harness.pretraining.models import build_tokenizer
 
 WORDS = "the left right red blue cup star of a on . what is".split()
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.optimise import Muon, optimise, orthogonalised, split_matrices
+from harness.pretraining.optimise import Muon, optimise, orthogonalised, split_matrices
 
 
 @pytest.mark.parametrize("shape", [(12, 12), (8, 20), (20, 8)])

@@ -8,8 +8,8 @@ from pycocotools import mask as coco_mask
 from harness.captions import place_words
 from harness.data.options import SyntheticData
 from harness.data.synthetic import generate_pool
-from harness.pool import Pool
-from harness.pretraining import build_tokenizer
+from harness.pretraining.models import build_tokenizer
+from harness.pretraining.pool import Pool
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from harness.models.sam import load_sam, region_embeddings
 from harness.plan import Plan
-from harness.pool import Pool
-from harness.pretraining import pretrain
+from harness.pretraining.models import pretrain
+from harness.pretraining.pool import Pool
 from harness.tensors import load_tensors
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.pool import Story, Thing
-from harness.telling import asked, naming, pieces, story_slots, told_states
+from harness.pretraining.pool import Story, Thing
+from harness.pretraining.telling import asked, naming, pieces, story_slots, told_states
 
 CUP, STAR = ("large", "red", "plain", "cup"), ("small", "blue", "striped", "star")
 

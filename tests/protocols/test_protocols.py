@@ -10,9 +10,9 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from harness.config import ProtocolConfig
-from harness.metrics import SCORE_COLUMNS, check_scores
-from harness.protocols import protocol_table, sum_polygons
-from harness.scored import sample_expressions, select
+from harness.scoring.metrics import SCORE_COLUMNS, check_scores
+from harness.scoring.protocols import protocol_table, sum_polygons
+from harness.scoring.scored import sample_expressions, select
 
 
 def expressions(counts, dataset="toy", split="val") -> pd.DataFrame:

@@ -7,7 +7,14 @@ import pandas as pd
 import pytest
 
 from harness.cli import app
-from harness.sampling import count_protocols, draw_scores, exact_spread, leakage, read_texts, sampling_study
+from harness.scoring.sampling import (
+    count_protocols,
+    draw_scores,
+    exact_spread,
+    leakage,
+    read_texts,
+    sampling_study,
+)
 
 
 def write(folder, sizes, name="val.jsonl"):

@@ -5,9 +5,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.protocols import PROTOCOL_COLUMNS
 from harness.reporting.published import PUBLISHED_COLUMNS, read_published
-from harness.verify import published_protocols, verify_counts, verify_scores
+from harness.scoring.protocols import PROTOCOL_COLUMNS
+from harness.scoring.verify import published_protocols, verify_counts, verify_scores
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from pycocotools import mask as coco_mask
 
-from harness.metrics import SCORE_COLUMNS
+from harness.scoring.metrics import SCORE_COLUMNS
 
 ROWS = {
     # (projector, variant, budget): (mean IoU, tokens or None where they follow the objects)

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from harness.metrics import SCORE_COLUMNS
 from harness.reporting.aggregate import score_tables
 from harness.reporting.context import ReportContext, order_rows, read_csv, split_order
 from harness.reporting.tables import TABLE_FILES, tables_stage
+from harness.scoring.metrics import SCORE_COLUMNS
 
 CONTRACT_SCORES = (
     "projector, variant, budget, dataset, split, protocol, giou, giou_low, giou_high, giou_sd, ciou, "

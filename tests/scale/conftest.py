@@ -11,7 +11,7 @@ from harness.data.tables import load_tables
 from harness.features import feature_stage
 from harness.models.sam import TinySamSize, build_tiny_sam, save_tiny_sam
 from harness.plan import Plan
-from harness.pretraining import build_tokenizer
+from harness.pretraining.models import build_tokenizer
 from harness.study import read_study
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.metrics import EXPRESSION_KEY, RUN_KEY, expression_iou
-from harness.rle import overlap
-from harness.scored import sample_expressions
+from harness.scoring.metrics import EXPRESSION_KEY, RUN_KEY, expression_iou
+from harness.scoring.rle import overlap
+from harness.scoring.scored import sample_expressions
 
 __all__ = [
     "PROTOCOL_COLUMNS",

@@ -19,10 +19,10 @@ from harness.config import PretrainConfig, RunConfig
 from harness.models.losses import bce_loss, dice_loss
 from harness.models.ris import fit_start, make_seg_head
 from harness.models.sam import decode_masks, load_sam, region_embeddings, sam_input
-from harness.optimise import optimise
-from harness.pool import Pool
+from harness.pretraining.optimise import optimise
+from harness.pretraining.pool import Pool
+from harness.pretraining.telling import asked, naming, story_slots, told_states
 from harness.seeds import forked_rng, numpy_generator
-from harness.telling import asked, naming, story_slots, told_states
 from harness.tensors import save_tensors
 
 __all__ = ["pretrain_grounding"]

@@ -30,13 +30,13 @@ from transformers import (
 from harness.captions import PLACES
 from harness.config import PretrainConfig, RunConfig
 from harness.files import write_json
-from harness.grounding import pretrain_grounding
 from harness.models.vision import VisionEncoder
-from harness.optimise import optimise, split_matrices
-from harness.pool import Pool
-from harness.sam_pretraining import pretrain_sam
+from harness.pretraining.grounding import pretrain_grounding
+from harness.pretraining.optimise import optimise, split_matrices
+from harness.pretraining.pool import Pool
+from harness.pretraining.sam import pretrain_sam
+from harness.pretraining.telling import asked, naming, story_slots, told_states
 from harness.seeds import forked_rng
-from harness.telling import asked, naming, story_slots, told_states
 
 __all__ = ["pretrain"]
 
@@ -157,10 +157,10 @@ def build_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
 def _language(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path) -> dict[str, float]:
     """Referring in words: what is there, an expression, and then every word of the object meant at once.
 
-    Scenes are told as :func:`harness.telling.told_states` says. Where the text ends the model's own output
-    head names the looks and the place of the object meant, all in one step (:mod:`harness.captions`), so
-    that one hidden state holds all that ``[SEG]`` must tell. It is what an LLM knows of referring before it
-    sees an image.
+    Scenes are told as :func:`harness.pretraining.telling.told_states` says. Where the text ends the model's
+    own output head names the looks and the place of the object meant, all in one step
+    (:mod:`harness.captions`), so that one hidden state holds all that ``[SEG]`` must tell. It is what an LLM
+    knows of referring before it sees an image.
     """
     stories = pool.stories()
     places = {f"{axis}{i}" for axis in ("x", "y") for i in range(PLACES)}

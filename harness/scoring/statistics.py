@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from harness.draws import generator_from_names
-from harness.metrics import EXPRESSION_KEY, expression_iou
+from harness.scoring.metrics import EXPRESSION_KEY, expression_iou
 
 __all__ = [
     "Difference",

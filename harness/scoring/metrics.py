@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness.files import atomic_path
-from harness.rle import overlap, without
+from harness.scoring.rle import overlap, without
 
 __all__ = [
     "EXPRESSION_KEY",

@@ -17,8 +17,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness.draws import generator_from_names
-from harness.protocols import RERUNS
-from harness.scored import SENTENCES_PER_IMAGE
+from harness.scoring.protocols import RERUNS
+from harness.scoring.scored import SENTENCES_PER_IMAGE
 
 __all__ = ["count_protocols", "draw_scores", "exact_spread", "leakage", "read_texts", "sampling_study"]
 

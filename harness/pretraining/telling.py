@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.captions import PLACES, Slots, caption_loss, place_words
-from harness.pool import Story, Thing
+from harness.pretraining.pool import Story, Thing
 
 __all__ = ["asked", "naming", "pieces", "story_slots", "told_states"]
 

@@ -26,8 +26,8 @@ from harness.models.sam import (
     sam_input,
     save_tiny_sam,
 )
-from harness.optimise import optimise, split_matrices
-from harness.pool import Pool
+from harness.pretraining.optimise import optimise, split_matrices
+from harness.pretraining.pool import Pool
 from harness.seeds import forked_rng
 
 __all__ = ["pretrain_sam"]

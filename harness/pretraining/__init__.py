@@ -1,0 +1,1 @@
+"""The default study's tiny models: vision encoder, language model, SAM, and a start that joins them."""
