@@ -23,6 +23,7 @@ _NOT_FOLLOWED = (
     "harness.cli",
     "harness.discovery",
     "harness.codehash",
+    "harness.triggers",
 )
 _OURS = ("harness", "svp", "baselines")
 

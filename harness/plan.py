@@ -405,12 +405,6 @@ class Plan:
         """The prepared tables that a run reads."""
         return self.data_dir(self.data_key(run)) / "prepared"
 
-    def work_dir(self, run: RunConfig) -> Path:
-        """Checkpoints of a run that is not finished; outside declared outputs, removed on success."""
-        from harness.triggers import checkpoint_trigger
-
-        return Path("work") / f"{run.id}-{checkpoint_trigger(self, run)}"
-
     def pretrain_inputs(self, key: str) -> list[Path]:
         """Files that pretraining of the model called ``key`` reads."""
         run = self.owner(key)

@@ -82,7 +82,7 @@ def _superpixels(plan: Plan, key: str) -> None:
 
 def _train(plan: Plan, run: RunConfig, stage: int) -> None:
     if run.training.workers > 1:
-        from harness.parallel import launch
+        from harness.processes import launch
 
         launch(plan.config_file, run.id, "stage1" if stage == 1 else "stage2", run.training.workers)
     else:
@@ -99,7 +99,7 @@ def _tune(plan: Plan, row: str) -> None:
 
 def _predict(plan: Plan, run: RunConfig) -> None:
     if (processes := prediction_processes(run)) > 1:
-        from harness.parallel import launch
+        from harness.processes import launch
 
         launch(plan.config_file, run.id, "predict", processes)
     else:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from pydantic import ValidationError
+from tqdm import tqdm
 
 from harness.config import RunConfig
 from harness.data.tables import Tables, load_tables
 from harness.features import open_features
+from harness.files import digest, write_json
 from harness.models.sam import load_sam
 from harness.plan import Plan
-from harness.superpixels import SuperpixelSource, load_source, write_superpixels
+from harness.superpixel_store import FORMAT_VERSION, encode_image, read_shard_rows, summarise, write_shard
+from harness.superpixels import SuperpixelSource, load_source, read_rgb
 from harness.triggers import superpixel_trigger
 
-__all__ = ["build_source", "superpixel_stage"]
+__all__ = ["build_source", "superpixel_stage", "write_superpixels"]
 
 
 def build_source(plan: Plan, run: RunConfig, tables: Tables | None = None) -> SuperpixelSource:
@@ -50,8 +56,85 @@ def build_source(plan: Plan, run: RunConfig, tables: Tables | None = None) -> Su
     return source_class(options, sam)
 
 
+def write_superpixels(
+    images: pd.DataFrame,
+    source: SuperpixelSource,
+    grid: tuple[int, int],
+    out_dir: Path | str,
+    *,
+    root: Path | str = ".",
+    identity: dict[str, Any] | None = None,
+    sam_embeddings: Callable[[int], Any] | None = None,
+    shard_size: int = 512,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Every image once, in atomic shards, then the manifest.
+
+    A killed job resumes after its last whole shard; a shard of another source, option, grid, identity or
+    image list is computed again. An image without any superpixel (a blank one) gets one that covers it
+    all, and is listed under ``blank`` in the manifest.
+
+    Args:
+        images: columns ``image_id`` and ``path`` (relative to ``root``).
+        source: the superpixel source.
+        grid: ``(h, w)`` of the patch grid, which spans the whole image.
+        out_dir: folder of ``part-*.parquet`` and ``manifest.json``.
+        root: folder that the paths are relative to.
+        identity: what else the result depends on (a hash of the SAM weights), kept in the manifest.
+        sam_embeddings: image id to the cached SAM embedding ``[C, h, w]``.
+        shard_size: images a shard.
+        progress: whether to show a progress bar on stderr.
+
+    Returns:
+        The manifest, as written.
+
+    Raises:
+        ValueError: an image cannot be read, or image ids repeat.
+    """
+    out_dir, base = Path(out_dir), Path(root)
+    ids = [int(i) for i in images["image_id"]]
+    if len(set(ids)) != len(ids):
+        raise ValueError("images: an image_id occurs twice; the prepared table must hold each image once")
+    paths = [base / str(p) for p in images["path"]]
+    described = {
+        "format": FORMAT_VERSION,
+        "source": source.name,
+        "config": source.config.model_dump(mode="json"),
+        "grid": list(grid),
+        "identity": identity or {},
+    }
+    fingerprint = digest(described, 16)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    manifest_path = out_dir / "manifest.json"
+    manifest_path.unlink(missing_ok=True)
+    shards: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    with tqdm(total=len(ids), desc=f"superpixels {source.name}", unit="image", disable=not progress) as bar:
+        for number, start in enumerate(range(0, len(ids), shard_size)):
+            chunk = range(start, min(start + shard_size, len(ids)))
+            path = out_dir / f"part-{number:05d}.parquet"
+            done = read_shard_rows(path, fingerprint, [ids[i] for i in chunk])
+            if done is None:
+                encoded = []
+                for i in chunk:
+                    embedding = sam_embeddings(ids[i]) if sam_embeddings is not None else None
+                    made = source.generate(read_rgb(paths[i]), image_id=ids[i], sam_embedding=embedding)
+                    encoded.append(encode_image(ids[i], made, grid))
+                    bar.update()
+                done = write_shard(path, encoded, fingerprint)
+            else:
+                bar.update(len(chunk))
+            rows += done
+            shards.append({"file": path.name, "images": len(chunk), "bytes": path.stat().st_size})
+    for stray in set(out_dir.glob("part-*.parquet")) - {out_dir / s["file"] for s in shards}:
+        stray.unlink()
+    manifest = described | {"fingerprint": fingerprint, "shards": shards} | summarise(rows)
+    write_json(manifest_path, manifest)
+    return manifest
+
+
 def superpixel_stage(plan: Plan, run: RunConfig) -> None:
-    """Write the superpixel store of a run (see :func:`harness.superpixels.write_superpixels`)."""
+    """Write the superpixel store of a run (see :func:`write_superpixels`)."""
     torch.set_num_threads(run.training.torch_threads)
     tables = load_tables(plan.data_dir(plan.data_key(run)) / "prepared")
     source = build_source(plan, run, tables)

@@ -172,7 +172,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class SuperpixelStore:
-    """Reads a folder written by :func:`harness.superpixels.write_superpixels`.
+    """Reads a folder written by :func:`harness.superpixel_stage.write_superpixels`.
 
     Attributes:
         manifest: the manifest as a dict.

@@ -1,4 +1,4 @@
-"""The superpixel source contract, and the stage that runs one source over all images, once.
+"""The superpixel source contract.
 
 A source turns an image into binary masks that may overlap and need not cover it. Sources are found
 in the packages registered under the entry point group ``svp.superpixel_sources``; like projectors
@@ -10,22 +10,18 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 
 from harness.discovery import nearest
-from harness.files import digest, write_json
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = [
     "SourceInfo",
@@ -36,7 +32,6 @@ __all__ = [
     "load_source",
     "open_sam",
     "read_rgb",
-    "write_superpixels",
 ]
 
 GROUP = "svp.superpixel_sources"
@@ -223,84 +218,3 @@ def read_rgb(path: Path | str) -> np.ndarray:
             return np.array(image.convert("RGB"))
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
         raise ValueError(f"image {path} cannot be read ({error}); fetch it again") from error
-
-
-def write_superpixels(
-    images: pd.DataFrame,
-    source: SuperpixelSource,
-    grid: tuple[int, int],
-    out_dir: Path | str,
-    *,
-    root: Path | str = ".",
-    identity: dict[str, Any] | None = None,
-    sam_embeddings: Callable[[int], Any] | None = None,
-    shard_size: int = 512,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """The superpixel stage: every image once, in atomic shards, then the manifest.
-
-    A killed job resumes after its last whole shard; a shard of another source, option, grid, identity or
-    image list is computed again. An image without any superpixel (a blank one) gets one that covers it
-    all, and is listed under ``blank`` in the manifest.
-
-    Args:
-        images: columns ``image_id`` and ``path`` (relative to ``root``).
-        source: the superpixel source.
-        grid: ``(h, w)`` of the patch grid, which spans the whole image.
-        out_dir: folder of ``part-*.parquet`` and ``manifest.json``.
-        root: folder that the paths are relative to.
-        identity: what else the result depends on (a hash of the SAM weights), kept in the manifest.
-        sam_embeddings: image id to the cached SAM embedding ``[C, h, w]``.
-        shard_size: images a shard.
-        progress: whether to show a progress bar on stderr.
-
-    Returns:
-        The manifest, as written.
-
-    Raises:
-        ValueError: an image cannot be read, or image ids repeat.
-    """
-    from tqdm import tqdm
-
-    from harness.superpixel_store import FORMAT_VERSION, encode_image, read_shard_rows, summarise, write_shard
-
-    out_dir, base = Path(out_dir), Path(root)
-    ids = [int(i) for i in images["image_id"]]
-    if len(set(ids)) != len(ids):
-        raise ValueError("images: an image_id occurs twice; the prepared table must hold each image once")
-    paths = [base / str(p) for p in images["path"]]
-    described = {
-        "format": FORMAT_VERSION,
-        "source": source.name,
-        "config": source.config.model_dump(mode="json"),
-        "grid": list(grid),
-        "identity": identity or {},
-    }
-    fingerprint = digest(described, 16)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    manifest_path = out_dir / "manifest.json"
-    manifest_path.unlink(missing_ok=True)
-    shards: list[dict[str, Any]] = []
-    rows: list[dict[str, Any]] = []
-    with tqdm(total=len(ids), desc=f"superpixels {source.name}", unit="image", disable=not progress) as bar:
-        for number, start in enumerate(range(0, len(ids), shard_size)):
-            chunk = range(start, min(start + shard_size, len(ids)))
-            path = out_dir / f"part-{number:05d}.parquet"
-            done = read_shard_rows(path, fingerprint, [ids[i] for i in chunk])
-            if done is None:
-                encoded = []
-                for i in chunk:
-                    embedding = sam_embeddings(ids[i]) if sam_embeddings is not None else None
-                    made = source.generate(read_rgb(paths[i]), image_id=ids[i], sam_embedding=embedding)
-                    encoded.append(encode_image(ids[i], made, grid))
-                    bar.update()
-                done = write_shard(path, encoded, fingerprint)
-            else:
-                bar.update(len(chunk))
-            rows += done
-            shards.append({"file": path.name, "images": len(chunk), "bytes": path.stat().st_size})
-    for stray in set(out_dir.glob("part-*.parquet")) - {out_dir / s["file"] for s in shards}:
-        stray.unlink()
-    manifest = described | {"fingerprint": fingerprint, "shards": shards} | summarise(rows)
-    write_json(manifest_path, manifest)
-    return manifest

@@ -7,6 +7,7 @@ Snakemake does not see a change in an imported package; each rule carries one of
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from harness.codehash import code_hash
@@ -30,6 +31,7 @@ __all__ = [
     "superpixel_trigger",
     "train_trigger",
     "tune_trigger",
+    "work_dir",
 ]
 
 # What a run is called in tables, and where it is evaluated, changes no weight.
@@ -124,6 +126,11 @@ def checkpoint_trigger(plan: Plan, run: RunConfig) -> str:
     if (key := plan.superpixel_key(run)) is not None:
         upstream.append(superpixel_trigger(plan, key))
     return digest(upstream)
+
+
+def work_dir(plan: Plan, run: RunConfig) -> Path:
+    """Checkpoints of a run that is not finished; outside declared outputs, removed on success."""
+    return Path("work") / f"{run.id}-{checkpoint_trigger(plan, run)}"
 
 
 def predict_trigger(plan: Plan, run: RunConfig) -> str:

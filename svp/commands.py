@@ -67,7 +67,7 @@ def bench_superpixels_command(
 
     chosen, cuts = (json_module.loads(text) if text else {} for text in (options, thresholds))
     if sam is None or not images:
-        from harness.pretraining.tiny_sam import tiny_sam_and_scenes
+        from harness.tiny_sam import tiny_sam_and_scenes
 
         own, drawn, settings = tiny_sam_and_scenes(scenes)
         images = images or drawn

@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from torch import distributed, multiprocessing
 from torch.distributed.tensor import DTensor
 
-from harness import parallel, prediction, training
-from harness.parallel import Workers, launch
+from harness import prediction, processes, training
+from harness.parallel import Workers
 from harness.prediction import predict_stage
+from harness.processes import launch
 from harness.training import train_stage
 
 # Dropout on, and expressions that are not shared out evenly: both must hang on the pass alone.
@@ -156,9 +157,9 @@ def test_the_launcher_starts_them(study):
 def test_each_job_is_what_the_launched_processes_do(study, monkeypatch, job, stage):
     this, called = named(study, "named"), []
     this.plan.save(this.plan.config_file)
-    monkeypatch.setattr(training, "train_stage", lambda plan, run, stage: called.append((run.id, stage)))
-    monkeypatch.setattr(prediction, "predict_stage", lambda plan, run: called.append((run.id, None)))
-    parallel._main(str(this.plan.config_file), this.run.id, job)
+    monkeypatch.setattr(processes, "train_stage", lambda plan, run, stage: called.append((run.id, stage)))
+    monkeypatch.setattr(processes, "predict_stage", lambda plan, run: called.append((run.id, None)))
+    processes._main(str(this.plan.config_file), this.run.id, job)
     assert called == [(this.run.id, stage)]
 
 

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from harness.superpixel_stage import write_superpixels
 from harness.superpixel_store import SuperpixelStore, mask_geometry
-from harness.superpixels import SuperpixelConfig, SuperpixelMasks, SuperpixelSource, write_superpixels
+from harness.superpixels import SuperpixelConfig, SuperpixelMasks, SuperpixelSource
 
 GRID = (3, 4)
 

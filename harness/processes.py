@@ -1,0 +1,57 @@
+"""Starts the processes that share a job of a run, and is what each of them does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import distributed
+
+from harness.plan import Plan
+from harness.prediction import predict_stage
+from harness.training import train_stage
+
+__all__ = ["Job", "launch"]
+
+Job = Literal["stage1", "stage2", "predict"]
+
+
+def launch(config: Path, run: str, job: Job, processes: int) -> None:
+    """Do one job of a run in ``processes`` processes of this machine, and wait for them.
+
+    Args:
+        config: the resolved study.
+        run: the run's id.
+        job: a stage of training, or prediction.
+        processes: one for each GPU; on a machine without one they share the CPU.
+
+    Raises:
+        ValueError: there are fewer GPUs than processes, or a process failed.
+    """
+    found = torch.cuda.device_count()
+    if 0 < found < processes:
+        raise ValueError(
+            f"training.processes is {processes}, this machine has {found} GPUs; set it to {found}"
+        )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(processes), "-m", "harness.processes"]
+    done = subprocess.run([*command, str(config), run, job], check=False)
+    if done.returncode:
+        raise ValueError(f"{run}: one of {processes} processes failed in {job}; its message stands above")
+
+
+def _main(config: str, run: str, job: str) -> None:
+    plan = Plan.load(config)
+    if job == "predict":
+        predict_stage(plan, plan.runs[run])
+    else:
+        train_stage(plan, plan.tuned(plan.trainable[run]), int(job.removeprefix("stage")))
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
