@@ -151,7 +151,9 @@ def _tables(plan: Plan) -> None:
         {run.id: plan.prepared_dir(run) for run in plan.runs.values()},
         plan.tables_dir,
         ReportContext.from_study(
-            plan.as_json(), published="results/published", notes=(*plan.study.notes, *shared)
+            plan.as_json(),
+            published="results/published",
+            notes=tuple(dict.fromkeys((*plan.study.notes, *shared))),
         ),
         {run.row: plan.learning_rate(run) for run in plan.trained},
         prediction_paths=[plan.prediction_file(run) for run in plan.runs],
