@@ -1,9 +1,11 @@
 """The README shows what a command made, and nothing else."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from harness.reporting.digest import write_digest
 from harness.snapshot import show_in_readme
 
 ROOT = Path(__file__).parents[2]
@@ -14,6 +16,12 @@ def test_the_readme_shows_the_committed_snapshot():
     if not table.is_file():
         pytest.skip("no snapshot of the default study is committed")
     assert table.read_text().strip() in (ROOT / "README.md").read_text()
+
+
+def test_the_page_of_snapshots_is_theirs(tmp_path):
+    committed = ROOT / "results" / "reference"
+    shutil.copytree(committed, tmp_path / "reference")
+    assert write_digest(tmp_path / "reference").read_text() == (committed / "README.md").read_text()
 
 
 def test_only_the_part_between_the_markers_changes(tmp_path):
