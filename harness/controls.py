@@ -47,6 +47,10 @@ class Control:
         """The expressions that the model is shown, in place of ``rows``; unchanged by default."""
         return rows
 
+    def read_instead(self, images: np.ndarray, seed: int) -> Mapping[int, int]:
+        """By image, the one whose visual tokens are read in its stead; its own where it is not named."""
+        return {}
+
     def choose(self, masks: np.ndarray, target: np.ndarray) -> np.ndarray:
         """A predicted mask ``[H, W]`` from superpixels ``[K, H, W]`` and the ground truth."""
         raise NotImplementedError(f"control '{self.name}' chooses no superpixel")

@@ -5,7 +5,7 @@ Where a run has several processes each predicts some batches of images, and the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 
 import numpy as np
@@ -45,13 +45,26 @@ def image_batches(rows: pd.DataFrame, size: int = _IMAGES_PER_BATCH) -> Iterator
 
 @torch.no_grad()
 def predict_batch(
-    model: RISModel, data: RunData, groups: list[pd.DataFrame], protocol: ProtocolConfig
+    model: RISModel,
+    data: RunData,
+    groups: list[pd.DataFrame],
+    protocol: ProtocolConfig,
+    read_instead: Mapping[int, int] | None = None,
 ) -> tuple[list[str], list[int], list[bool]]:
-    """RLE counts, visual tokens and whether ``[SEG]`` was said, of every expression of a few images."""
+    """RLE counts, visual tokens and whether ``[SEG]`` was said, of every expression of a few images.
+
+    Args:
+        model: in eval mode.
+        data: of the run.
+        groups: the expressions of each image.
+        protocol: how answers are decoded.
+        read_instead: images whose visual tokens are read in place of an image's own.
+    """
     device = next(model.parameters()).device
     image_ids = [int(g["image_id"].iloc[0]) for g in groups]
     expressions = [g["sentence"].tolist() for g in groups]
-    features, sam = data.features(image_ids, device), data.sam_embeddings(image_ids, device)
+    read = [(read_instead or {}).get(i, i) for i in image_ids]
+    features, sam = data.features(read, device), data.sam_embeddings(image_ids, device)
     if protocol.decode == "generate":
         visual = model.visual_tokens(features)
         prompts, emitted = generate_prompts(model, visual, expressions, protocol.max_new_tokens)
@@ -99,8 +112,10 @@ def predict_stage(plan: Plan, run: RunConfig) -> None:
     model = build_model(plan, base, data).to(workers.device).eval()
     load_stage(model, plan.run_dir(base.id) / "stage2.safetensors")
     model.projector.stage = 2
+    read_instead: Mapping[int, int] = {}
     if control is not None:
         control.adjust(model.projector)
+        read_instead = control.read_instead(rows["image_id"].to_numpy(), run.seed)
     # Batches are the same however many processes share them, and so is every mask.
     own = workers.own(list(image_batches(rows)))
     found = []
@@ -112,7 +127,7 @@ def predict_stage(plan: Plan, run: RunConfig) -> None:
         disable=not workers.is_main,
     ) as bar:
         for place, groups in own:
-            found.append((place, predict_batch(model, data, groups, run.protocol)))
+            found.append((place, predict_batch(model, data, groups, run.protocol, read_instead)))
             bar.update(len(groups))
     batches = [batch for _, batch in sorted(workers.gather(found), key=lambda item: item[0])]
     if workers.is_main:

@@ -79,9 +79,9 @@ def predicting(rank, port, plan, run, folder):
     join(rank, port)
     predict, seen = prediction.predict_batch, []
 
-    def watched(model, data, groups, protocol):
+    def watched(model, data, groups, *args):
         seen.extend([*map(str, g.iloc[0][["dataset", "split", "image_id"]])] for g in groups)
-        return predict(model, data, groups, protocol)
+        return predict(model, data, groups, *args)
 
     prediction.predict_batch = watched
     predict_stage(plan, run)
@@ -126,7 +126,9 @@ def test_two_processes_give_the_curve_of_one(study, alone, strategy):
 def test_two_processes_predict_every_expression_once(study, monkeypatch, tmp_path):
     """Three images a batch, so that the last batch is not full and the shares are uneven."""
     monkeypatch.setattr(prediction, "image_batches", partial(prediction.image_batches, size=3))
-    this = named(study, "predicted", ("mlp", {"name": "text_blind", "of": "mlp"}))
+    this = named(
+        study, "predicted", ("mlp", *({"name": f"{what}_blind", "of": "mlp"} for what in ("text", "image")))
+    )
     for stage in (1, 2):
         train_stage(this.plan, this.run, stage)
     for run in this.plan.runs.values():
