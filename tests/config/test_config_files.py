@@ -53,6 +53,8 @@ def test_the_default_study_holds_the_agreed_rows():
         ("svp_slic", None, "training"),
         ("random_keep", 36, "training"),
         ("text_blind", None, "run"),
+        ("image_blind", None, "run"),
+        ("image_blind", None, "run"),
         ("oracle", None, "superpixels"),
     ]
 
