@@ -114,7 +114,7 @@ def test_every_format_and_protocol_goes_through_the_whole_dag(weights, tmp_path)
     results = checkout.path / "results"
     expressions = pd.read_parquet(next((results / "shared/data").glob("*/prepared/expressions.parquet")))
     asked = len(expressions[expressions["split"] != "train"])
-    told = {p.stem: pd.read_parquet(p) for p in (results / "formats/predictions").glob("*.parquet")}
+    told = {p.stem: pd.read_parquet(p) for p in (results / "paper-formats/predictions").glob("*.parquet")}
     assert set(told) == {*(f"mlp.{name}.auto.s0" for name in ROWS), "svp.base.auto.s0"}
     for run, rows in told.items():
         if ".siglip." in run:  # GLaMM's evaluation draws
@@ -124,6 +124,6 @@ def test_every_format_and_protocol_goes_through_the_whole_dag(weights, tmp_path)
             assert len(rows) == asked
         assert set(rows["visual_tokens"]) == {9} or run.startswith("svp")
         assert rows["seg_emitted"].all() or ".siglip2." in run
-    main = (results / "formats/tables/main.md").read_text()
+    main = (results / "paper-formats/tables/main.md").read_text()
     assert all(f"mlp ({name})" in main for name in ROWS)
-    assert "glamm-3sent" in main and (results / "formats/figures/overlays.png").exists()
+    assert "glamm-3sent" in main and (results / "paper-formats/figures/overlays.png").exists()
