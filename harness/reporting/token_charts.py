@@ -152,7 +152,8 @@ def tokens_vs_objects(
         context: captions.
     """
     adaptive: list[Row] = []
-    for row in rows_of(images):
+    # Of equal counts the projector's is the one to show, not that of a control that acts on it.
+    for row in sorted(rows_of(images), key=lambda row: row[0] in context.controls):
         spent = select(images, row)["tokens"].to_numpy()
         # A control that acts on a finished run spends that run's tokens: one curve for both.
         same = any(np.array_equal(spent, select(images, r)["tokens"].to_numpy()) for r in adaptive)
@@ -200,8 +201,9 @@ def tokens_vs_objects(
     right.set_xlabel("annotated objects in the image")
     right.set_ylabel("visual tokens (median, quartiles)")
     right.set_title("Tokens against objects")
-    right.legend(loc="upper left", title="Spearman's rank correlation", title_fontsize=7, alignment="left")
-    right.set_ylim(0, right.get_ylim()[1] * 1.25)
+    title = "Spearman's rank correlation"
+    right.legend(loc="upper left", bbox_to_anchor=(1, 1), title=title, title_fontsize=7, alignment="left")
+    right.set_ylim(0, None)
     footer(
         figure,
         context,

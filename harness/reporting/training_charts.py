@@ -127,7 +127,7 @@ def stage_times(efficiency: pd.DataFrame, context: ReportContext) -> Figure:
     """Where the time of one inference goes, stacked by stage, a panel a case and batch."""
     table = efficiency[efficiency["stage"].isin(_PIPELINE)].dropna(subset=["median_ms"])
     panels = list(dict.fromkeys(table[["case", "batch"]].itertuples(index=False, name=None))) or [("", 0)]
-    columns = min(3, len(panels))
+    columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
     lines = -(-len(panels) // columns)
     rows = rows_of(table)
     size = (WIDTH, lines * (0.75 + 0.2 * max(2, len(rows))) + 0.6)
