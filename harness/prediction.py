@@ -25,6 +25,7 @@ from harness.models.sam import sam_frame, upscale_logits
 from harness.parallel import Workers
 from harness.plan import Plan
 from harness.scoring.scored import evaluated, select
+from harness.seeds import deterministic
 
 __all__ = ["evaluated", "predict_stage"]
 
@@ -96,8 +97,7 @@ def predict_stage(plan: Plan, run: RunConfig) -> None:
         plan: the study.
         run: a trained run, or a control that acts on one or on superpixels.
     """
-    torch.set_num_threads(run.training.torch_threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic(run.training.torch_threads)
     base = plan.base_run(run)
     data = RunData(plan, base)
     rows = select(evaluated(data.expressions, run.splits), run.protocol).reset_index(drop=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-__all__ = ["forked_rng", "numpy_generator", "seed_of", "torch_generator"]
+__all__ = ["deterministic", "forked_rng", "numpy_generator", "seed_of", "torch_generator"]
 
 
 def seed_of(*names: object) -> int:
@@ -37,3 +37,14 @@ def forked_rng(*names: object) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(*names))
         yield
+
+
+def deterministic(threads: int) -> None:
+    """The same bits in every run of this process: deterministic kernels, and a fixed number of threads.
+
+    Weights differ in bits between numbers of threads.
+    """
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Else every new tensor is first filled with NaN: a tenth of a training step, to show who reads it unset.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,28 @@ from harness.plan import Plan
 from harness.stages import StageName, run_stage
 from harness.study import read_study
 
-__all__ = ["tiny_sam_and_scenes"]
+__all__ = ["TinySam", "tiny_sam_and_scenes"]
 
 
-def tiny_sam_and_scenes(
-    count: int, study: Path = Path("config/default.yaml")
-) -> tuple[Path, list[Path], dict[str, Any]]:
-    """A study's pretrained SAM, scenes of its held-out splits, and the options of its superpixels.
+@dataclass(frozen=True)
+class TinySam:
+    """A study's tiny SAM.
+
+    Attributes:
+        folder: of its weights.
+        scenes: of the held-out splits.
+        train_scenes: as many of the train split.
+        options: of the study's SAM superpixels.
+    """
+
+    folder: Path
+    scenes: list[Path]
+    train_scenes: list[Path]
+    options: dict[str, Any]
+
+
+def tiny_sam_and_scenes(count: int, study: Path = Path("config/default.yaml")) -> TinySam:
+    """A study's pretrained SAM, and scenes.
 
     What is missing is made as the workflow would make it, and where the workflow finds it: data in seconds,
     the SAM in minutes.
@@ -46,7 +62,11 @@ def tiny_sam_and_scenes(
         if not made.is_file():
             run_stage(stage, plan.config_file, key=key)
     expressions = pd.read_parquet(prepared / "expressions.parquet")
-    held_out = expressions.loc[expressions["split"] != "train", "image_id"].drop_duplicates().sort_values()
-    chosen = held_out.iloc[:: max(1, len(held_out) // count)].head(count)
     paths = pd.read_parquet(prepared / "images.parquet").set_index("image_id")["path"]
-    return sam, [prepared.parent / paths[i] for i in chosen], dict(run.superpixels.options)
+
+    def spread(chosen: pd.Series) -> list[Path]:
+        ids = expressions.loc[chosen, "image_id"].drop_duplicates().sort_values()
+        return [prepared.parent / paths[i] for i in ids.iloc[:: max(1, len(ids) // count)].head(count)]
+
+    train = expressions["split"] == "train"
+    return TinySam(sam, spread(~train), spread(train), dict(run.superpixels.options))

@@ -25,7 +25,7 @@ from harness.held_out import without_held_out
 from harness.models.ris import RISModel
 from harness.parallel import Workers
 from harness.plan import Plan
-from harness.seeds import forked_rng, numpy_generator, torch_generator
+from harness.seeds import deterministic, forked_rng, numpy_generator, torch_generator
 from harness.tensors import load_tensors, save_tensors
 from harness.triggers import work_dir
 
@@ -63,7 +63,8 @@ class Sampler:
             images = self._groups[rng.integers(len(self._groups))]
             candidates = images[rng.integers(len(images))]
             count = min(self.config.expressions_per_image, len(candidates))
-            out.append(self.train.loc[rng.choice(candidates, count, replace=False)])
+            # by position, which the reset index equals: several times faster than by label
+            out.append(self.train.take(rng.choice(candidates, count, replace=False)))
         return out
 
 
@@ -245,8 +246,7 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
         stage: 1 (language model frozen) or 2 (LoRA, and what the projector held back).
     """
     config = run.training
-    torch.set_num_threads(config.torch_threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic(config.torch_threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     workers = Workers()
     data = RunData(plan, run)

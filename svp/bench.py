@@ -22,9 +22,10 @@ from harness.projector import ImageFeatures, Interface, Superpixels
 from svp.pooling import pool, smallest_owner
 from svp.projector import SVP
 from svp.ssa import own_embedding
+from svp.superpixels.calibration import calibrate
 from svp.superpixels.sam import SamSuperpixels
 
-__all__ = ["bench_projector", "bench_superpixels", "matched_iou"]
+__all__ = ["bench_projector", "bench_superpixels", "matched_iou", "same_count"]
 
 _SAME = 0.99  # an exact mask may differ from the official one in pixels that rounding moves over the cut
 
@@ -78,6 +79,43 @@ def _official(
     generator.predictor = _EmbeddedPredictor(sam, embedding)
     found = [record["segmentation"] for record in generator.generate(image)]
     return np.array(found, bool).reshape(len(found), *image.shape[:2])
+
+
+def same_count(
+    sam: Sam, images: Sequence[np.ndarray], options: dict[str, Any], points_per_side: int
+) -> dict[str, float]:
+    """The predicted-IoU threshold at which ``points_per_side`` gives as many superpixels as ``options`` do.
+
+    More prompts pass more masks, so a threshold holds for its number of prompts only.
+
+    Args:
+        sam: in eval mode.
+        images: ``[H, W, 3]`` uint8 each, none of those that are measured.
+        options: of the ``sam`` source, its own prompts and threshold among them.
+        points_per_side: of the grid to calibrate.
+
+    Returns:
+        ``pred_iou_thresh``, the mean count wanted, and the mean count found.
+    """
+
+    def source(**changes: Any) -> SamSuperpixels:
+        return SamSuperpixels(SamSuperpixels.Config(**options | changes), sam)
+
+    own = source()
+    with torch.inference_mode():
+        embeddings = [own.encode(image)[0] for image in images]
+    pairs = list(zip(images, embeddings, strict=True))
+    wanted = statistics.fmean(len(own.generate(i, sam_embedding=e).masks) for i, e in pairs)
+    found = calibrate(
+        lambda value: source(points_per_side=points_per_side, pred_iou_thresh=value),
+        images,
+        max(wanted, 1),
+        low=0.0,
+        high=1.0,
+        steps=8,
+        embeddings=embeddings,
+    )
+    return {"pred_iou_thresh": found.value, "wanted_count": wanted, "mean_count": found.mean_count}
 
 
 def bench_superpixels(

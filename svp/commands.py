@@ -58,25 +58,34 @@ def bench_superpixels_command(
         scenes: where no images are named.
         points_per_side: prompts a side; 32 is SAM's default.
         options: of the superpixels that `adaptive` is compared in, as JSON; default: the preset `svp`, for
-            the default study's SAM that study's.
+            the default study's SAM that study's, with the predicted-IoU threshold that on as many scenes of
+            its train split gives as many superpixels as that study's own prompts do: more prompts pass more
+            masks.
         thresholds: of the official and the exact generator, as JSON; default: SAM's own, which a tiny SAM
             hardly passes: for the default study's SAM that study's.
     """
     from harness.superpixels import open_sam, read_rgb
-    from svp.bench import bench_superpixels
+    from svp.bench import bench_superpixels, same_count
 
     chosen, cuts = (json_module.loads(text) if text else {} for text in (options, thresholds))
+    told: dict[str, Any] = {}
     if sam is None or not images:
         from harness.tiny_sam import tiny_sam_and_scenes
 
-        own, drawn, settings = tiny_sam_and_scenes(scenes)
-        images = images or drawn
+        own = tiny_sam_and_scenes(scenes)
+        images = images or own.scenes
         if sam is None:
-            sam, kind, chosen = own, "tiny", settings | chosen
-            names = ("pred_iou_thresh", "stability_score_thresh")
-            cuts = {k: v for k, v in settings.items() if k in names} | cuts
+            sam, kind, cut = own.folder, "tiny", "pred_iou_thresh"
+            names = (cut, "stability_score_thresh")
+            cuts = {k: v for k, v in own.options.items() if k in names} | cuts
+            if cut not in chosen:
+                asked = [read_rgb(path) for path in own.train_scenes]
+                found = same_count(open_sam(sam), asked, own.options | chosen, points_per_side)
+                told = {"calibrated": {"scenes": len(asked), **found}}
+                chosen = own.options | chosen | {cut: found[cut]}
+            chosen = own.options | chosen
     arrays = [read_rgb(path) for path in images]
-    told = bench_superpixels(
+    told |= bench_superpixels(
         open_sam(sam, kind), arrays, points_per_side=points_per_side, options=chosen, thresholds=cuts
     )
     _print({**told, "sam": sam.name})

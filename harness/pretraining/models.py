@@ -36,7 +36,7 @@ from harness.pretraining.optimise import optimise, split_matrices
 from harness.pretraining.pool import Pool
 from harness.pretraining.sam import pretrain_sam
 from harness.pretraining.telling import asked, naming, story_slots, told_states
-from harness.seeds import forked_rng
+from harness.seeds import deterministic, forked_rng
 
 __all__ = ["pretrain"]
 
@@ -56,8 +56,7 @@ def pretrain(
     config = run.models.pretrain
     if config is None:
         raise ValueError(f"models: {part} is to be pretrained, but there is no 'pretrain' block")
-    torch.set_num_threads(config.torch_threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic(config.torch_threads)
     out_dir.mkdir(parents=True, exist_ok=True)
     pool = Pool(pool_dir)
     if part == "start":

@@ -231,12 +231,15 @@ def _p_value(value: float) -> str:
 
 
 def adaptivity_notes(tokens: pd.DataFrame, context: ReportContext) -> list[str]:
-    """A sentence for each projector whose token count follows the photograph."""
+    """A sentence for the projectors whose token count follows the photograph; for one count, one sentence."""
     adaptive = tokens[~tokens["projector"].isin(context.controls)].dropna(subset=["spearman_rho"])
+    counted = ["tokens_min", "tokens_max", "spearman_rho", "p_value", "n_images"]
+    groups = [records(rows) for _, rows in adaptive.groupby(counted, sort=False)]
     return [
-        f"Visual tokens of {_name(r)} against objects in the image: "
-        f"Spearman's ρ = {r.spearman_rho:.2f} ({_p_value(r.p_value)}, {r.n_images:,} images)."
-        for r in records(adaptive)
+        f"Visual tokens of {', '.join(map(_name, rows))} against objects in the image: "
+        f"Spearman's ρ = {rows[0].spearman_rho:.2f} "
+        f"({_p_value(rows[0].p_value)}, {rows[0].n_images:,} images)."
+        for rows in groups
     ]
 
 

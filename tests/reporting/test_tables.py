@@ -10,6 +10,7 @@ from scipy import stats
 
 from harness.reporting.aggregate import score_tables
 from harness.reporting.context import ReportContext, order_rows, read_csv, split_order
+from harness.reporting.render import adaptivity_notes
 from harness.reporting.tables import TABLE_FILES, tables_stage
 from harness.scoring.metrics import SCORE_COLUMNS
 
@@ -172,6 +173,24 @@ def cell(markdown, label, column):
         [c.strip() for c in line.strip("|").split("|")] for line in markdown.splitlines() if line[:1] == "|"
     ]
     return next(line[lines[0].index(column)] for line in lines if line[0] == label)
+
+
+def test_rows_of_the_very_same_counts_share_a_sentence():
+    counts = {"tokens_min": 3.0, "tokens_max": 9.0, "spearman_rho": 0.5, "p_value": 0.0001, "n_images": 7}
+    tokens = pd.DataFrame(
+        [
+            {"projector": "svp", "variant": "base", "budget": "auto", **counts},
+            {"projector": "setok", "variant": "base", "budget": "auto", **counts, "tokens_max": 8.0},
+            {"projector": "svp", "variant": "wide", "budget": "auto", **counts},
+            {"projector": "mlp", "variant": "base", "budget": "auto", **counts, "spearman_rho": np.nan},
+        ]
+    )
+    context = ReportContext.checked({"study": "s", "data": "synthetic"})
+    told = " against objects in the image: Spearman's ρ = 0.50 (p < 0.001, 7 images)."
+    assert adaptivity_notes(tokens, context) == [
+        f"Visual tokens of svp, svp (wide){told}",
+        f"Visual tokens of setok{told}",
+    ]
 
 
 def test_markdown_marks_best_and_second_and_never_a_control(made_up, tables):

@@ -54,6 +54,9 @@ def test_bench_superpixels_makes_the_sam_and_the_scenes_it_needs(tmp_path, monke
     assert (told[0]["images"], told[0]["prompts"], told[0]["device"]) == (2, 16, "cpu")
     assert told[0]["official_thresholds"] == {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.5}
     assert told[0]["adaptive_prompt_share"] <= 0.25
+    # 4 prompts a side in place of 8: the threshold is not the study's, and was found on train scenes
+    found = told[0]["calibrated"]
+    assert found["scenes"] == 2 and told[0]["options"]["pred_iou_thresh"] == found["pred_iou_thresh"]
     made = [*(tmp_path / "results/shared/pretrained").iterdir()]
     assert [folder.name for folder in made] == [told[0]["sam"]]  # no other model was trained, and one once
     untimed = ("official_masks", "full_superpixels", "adaptive_superpixels", "exact_matched_iou", "sam")

@@ -7,9 +7,12 @@ from test_sam_source import OPEN, by_content, photograph
 
 from svp.bench import bench_projector, bench_superpixels, matched_iou
 from svp.overlay import draw_attention, draw_superpixels, superpixel_overlay
-from svp.superpixels.adaptive import progressive_order
+from svp.superpixels import adaptive as adaptive_module
+from svp.superpixels.adaptive import adaptive_candidates, progressive_order
 from svp.superpixels.calibration import calibrate
 from svp.superpixels.grid import Grid
+from svp.superpixels.presets import Settings
+from svp.superpixels.prompting import Candidates
 from svp.superpixels.sam import SamSuperpixels
 from svp.superpixels.slic import Slic
 
@@ -28,6 +31,43 @@ def test_matching_is_one_to_one_and_unmatched_counts_zero():
     assert matched_iou(rows((0, 10)), rows((0, 10), (10, 20), (3, 4)))[0] == pytest.approx(1 / 3)
     assert matched_iou(rows((0, 10)), rows((5, 15)))[0] == pytest.approx(1 / 3)
     assert matched_iou(rows(), rows((0, 1)))[0] == 0 and matched_iou(rows(), rows())[0] == 1
+
+
+def test_adaptive_finds_the_best_prompt_of_every_object(sam, monkeypatch):
+    """Four squares on a plain ground; predicted IoU peaks at one point of each, which only a search finds."""
+    side, cell = 32, sam.prompt_encoder.image_embedding_size[0] * 4
+    unit = cell / side
+    lattice = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="xy"), -1).flatten(
+        0, 1
+    )
+    points = (lattice + 0.5) * sam.image_encoder.img_size / side
+    corners = [(x, y) for x in (3, 18) for y in (1, 20)]
+    peaks = torch.tensor([(x + 2 + i, y + 6 - 2 * i) for i, (x, y) in enumerate(corners)])
+    masks = torch.full((len(corners), cell, cell), -4.0)
+    for mask, (x, y) in zip(masks, corners, strict=True):
+        mask[int(y * unit) : int((y + 8) * unit), int(x * unit) : int((x + 8) * unit)] = 4.0
+
+    def decode(_sam, _embedding, asked, gate):
+        at = (asked * side / sam.image_encoder.img_size).long()
+        off = (at[:, None] - torch.tensor(corners)).float()
+        prompt, thing = torch.nonzero(((off >= 0) & (off < 8)).all(-1), as_tuple=True)
+        iou = 0.9 - 0.03 * (at[prompt] - peaks[thing]).float().norm(dim=1)
+        levels = torch.full_like(prompt, 2)
+        kept = gate(iou, levels)
+        return Candidates(masks[thing][kept], iou[kept], levels[kept], prompt[kept])
+
+    monkeypatch.setattr(adaptive_module, "exact_candidates", decode)
+    size = (sam.image_encoder.img_size,) * 2
+    found, asked = adaptive_candidates(
+        sam, None, points, lambda iou, _: iou > 0.5, Settings(), input_size=size, share=0.25, batch=64
+    )
+    assert asked <= 256
+    best = {
+        tuple(lattice[p].tolist())
+        for p, iou in zip(found.points, found.predicted_iou, strict=True)
+        if iou > 0.899
+    }
+    assert best == {tuple(peak.tolist()) for peak in peaks}
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 8, 12])
@@ -56,12 +96,13 @@ def test_adaptive_stops_where_a_whole_covers_all(sam, monkeypatch):
     monkeypatch.setattr(sam, "mask_threshold", -1e4)  # every mask is the whole image
     adaptive = SamSuperpixels(SamSuperpixels.Config(**options, engine="adaptive", adaptive_share=1), sam)
     made = adaptive.generate(photograph())
-    assert adaptive.prompts_asked == 16  # the first of four rounds
+    # the first round asks 16, and each round after it the 8 points around the best so far at most
+    assert 16 < adaptive.prompts_asked < 64
     assert len(made.masks) == 1 and made.masks.all()
 
 
 def test_adaptive_with_every_prompt_and_nothing_to_suppress_is_the_full_grid(sam):
-    # no whole passes, so no prompt is passed over; scores on low-resolution logits decide nothing
+    # no whole passes, so none is left unexplored; scores on low-resolution logits decide nothing
     options = OPEN | {
         "score_thresh_offset": (0.0, 0.0, -9.0),
         "stability_score_thresh": 0.0,
