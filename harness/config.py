@@ -382,6 +382,7 @@ class StudyConfig(Strict):
         bootstrap_resamples: resamples of the image-clustered intervals.
         tracking_uri: MLflow store; empty means ``sqlite:///<results>/mlflow.db``.
         results: root of all results.
+        share_runs: whether a run that another study of these results has trained is taken from it.
         reference_row: the projector that speed-ups are relative to.
     """
 
@@ -402,6 +403,7 @@ class StudyConfig(Strict):
     bootstrap_resamples: int = 2000
     tracking_uri: str = ""
     results: str = "results"
+    share_runs: bool = True
     reference_row: str = "mlp"
 
 

@@ -81,6 +81,10 @@ def _superpixels(plan: Plan, key: str) -> None:
 
 
 def _train(plan: Plan, run: RunConfig, stage: int) -> None:
+    from harness.trained import keep_trained, take_trained
+
+    if take_trained(plan, run, stage):
+        return
     if run.training.workers > 1:
         from harness.processes import launch
 
@@ -89,6 +93,7 @@ def _train(plan: Plan, run: RunConfig, stage: int) -> None:
         from harness.training import train_stage
 
         train_stage(plan, run, stage)
+    keep_trained(plan, run, stage)
 
 
 def _tune(plan: Plan, row: str) -> None:

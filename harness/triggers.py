@@ -118,9 +118,9 @@ def tune_trigger(plan: Plan, row: str) -> str:
     )
 
 
-def checkpoint_trigger(plan: Plan, run: RunConfig) -> str:
-    """Everything upstream of a run's weights: a checkpoint of other data or other code is never resumed."""
-    upstream = [prepare_trigger(plan, plan.data_key(run)), train_trigger(plan, run, 2)]
+def checkpoint_trigger(plan: Plan, run: RunConfig, stage: int = 2) -> str:
+    """Everything upstream of a run's weights: those of other data or other code are never gone on with."""
+    upstream = [prepare_trigger(plan, plan.data_key(run)), train_trigger(plan, run, stage)]
     upstream += [pretrain_trigger(plan, plan.model_key(run, part)) for part in plan.pretrained(run)]
     upstream += [feature_trigger(plan, plan.feature_key(run, item)) for item in plan.feature_items(run)]
     if (key := plan.superpixel_key(run)) is not None:

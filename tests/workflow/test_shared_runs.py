@@ -1,0 +1,126 @@
+"""What one study has trained, another takes; what differs in a value, an input or the code is trained."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import stages, trained, training
+from harness.plan import Plan
+from harness.study import read_study
+from harness.tensors import load_tensors, save_tensors
+
+ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "config/studies/smoke.yaml"
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Trainings that were really made; each writes other weights."""
+    made = []
+
+    def train(plan, run, stage):
+        made.append((plan.study.study, run.id, stage))
+        save_tensors(plan.weights(run.id, stage), {"weight": torch.tensor([float(len(made))])})
+        log = plan.log_file(run.id)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as stream:
+            stream.write(json.dumps({"stage": stage, "made": len(made)}) + "\n")
+
+    monkeypatch.setattr(training, "train_stage", train)
+    return made
+
+
+def study(folder, name="one", **changes):
+    """A study whose inputs' manifests are there."""
+    plan = Plan.from_raw({**read_study(SMOKE, ROOT), "study": name, "results": str(folder), **changes}, ROOT)
+    for run in plan.trained:
+        for path in plan.run_inputs(run):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    plan.save(plan.config_file)
+    return plan
+
+
+def train(plan, run, stages_=(1, 2)):
+    for stage in stages_:
+        stages.run_stage("train", plan.config_file, run=run, stage=stage)
+    return load_tensors(plan.weights(run, stages_[-1]), "")["weight"].item()
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # locks lie under the working folder
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # a stage sets them
+
+
+def first_run(plan):
+    return plan.trained[0].id
+
+
+def test_another_study_takes_the_run_with_its_log(tmp_path, trainings):
+    one, two = study(tmp_path), study(tmp_path, "two")
+    run = first_run(one)
+    assert train(one, run) == 2 and train(two, run) == 2
+    assert trainings == [("one", run, 1), ("one", run, 2)]
+    assert two.log_file(run).read_bytes() == one.log_file(run).read_bytes()
+    # Snakemake goes by time stamps: what is taken is new
+    assert two.weights(run).stat().st_mtime_ns >= one.weights(run).stat().st_mtime_ns
+    assert not two.weights(run).samefile(one.weights(run))
+
+
+@pytest.mark.parametrize("changes", [{"seeds": [1]}, {"set": {"training.learning_rate": 1e-5}}])
+def test_another_value_is_another_run(tmp_path, trainings, changes):
+    merged = {**changes, "set": read_study(SMOKE, ROOT).get("set", {}) | changes.get("set", {})}
+    one, two = study(tmp_path), study(tmp_path, "two", **merged)
+    train(one, first_run(one)), train(two, first_run(two))
+    assert len(trainings) == 4
+
+
+def test_a_longer_second_stage_shares_the_first(tmp_path, trainings):
+    longer = read_study(SMOKE, ROOT).get("set", {}) | {"training.stage2_steps": 99}
+    one, two = study(tmp_path), study(tmp_path, "two", set=longer)
+    run = first_run(one)
+    train(one, run), train(two, run)
+    assert trainings == [("one", run, 1), ("one", run, 2), ("two", run, 2)]
+
+
+def test_inputs_that_say_something_else_are_not_the_same_inputs(tmp_path, trainings):
+    one, two = study(tmp_path), study(tmp_path, "two")
+    run = first_run(one)
+    train(one, run)
+    (one.prepared_dir(one.runs[run]) / "summary.json").write_text("{}")
+    train(two, run)
+    assert len(trainings) == 4
+
+
+def test_code_that_changed_trains_again(tmp_path, trainings, monkeypatch):
+    one, two = study(tmp_path), study(tmp_path, "two")
+    run = first_run(one)
+    train(one, run)
+    monkeypatch.setattr("harness.triggers.projector_code", lambda run: "another")
+    train(two, run)
+    assert len(trainings) == 4
+
+
+def test_share_runs_off_neither_takes_nor_keeps(tmp_path, trainings):
+    one, two = study(tmp_path, share_runs=False), study(tmp_path, "two")
+    three = study(tmp_path, "three", share_runs=False)
+    for plan in (one, two, three):
+        train(plan, first_run(one))
+    assert len(trainings) == 6
+
+
+def test_a_kept_file_cut_in_half_is_refused_by_name(tmp_path, trainings):
+    one, two = study(tmp_path), study(tmp_path, "two")
+    run = first_run(one)
+    train(one, run, (1,))
+    kept = trained.trained_dir(one, one.runs[run], 1) / "weights.safetensors"
+    whole = kept.read_bytes()
+    kept.unlink()
+    kept.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=f"delete .*{kept.parent.name} to train it again"):
+        train(two, run, (1,))
+    assert load_tensors(one.weights(run, 1), "")["weight"].item() == 1  # the first study's is whole
