@@ -20,7 +20,8 @@ KILL_WITHIN_S = 1500
 def study(name: str) -> str:
     """The smoke study with one row, and enough steps to be killed between two checkpoints."""
     value = yaml.safe_load((ROOT / "config/studies/smoke.yaml").read_text())
-    value |= {"study": name, "rows": ["mlp"]}
+    # not shared: the killed study would take the unbroken one's run
+    value |= {"study": name, "rows": ["mlp"], "share_runs": False}
     value["set"] |= {"training.stage1_steps": 24, "training.stage2_steps": 4, "training.checkpoint_every": 2}
     return yaml.safe_dump(value)
 
