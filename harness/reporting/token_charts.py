@@ -32,6 +32,8 @@ from harness.reporting.style import MUTED, Look
 
 __all__ = ["tokens_vs_giou", "tokens_vs_objects"]
 
+# Rows whose mean counts differ by no more than this factor read as many tokens.
+_ONE_COUNT = 1.1
 _TICKS = (1, 2, 4, 9, 16, 36, 64, 144, 256, 576)
 
 
@@ -85,11 +87,43 @@ def _far_off(axes: Axes, rows: pd.DataFrame, look: Mapping[str, Look], middle: f
         count[above] += 1
 
 
+def _of_one_count(table: pd.DataFrame, look: Mapping[str, Look], context: ReportContext) -> Figure:
+    """Rows that read the same number of tokens, one under the other: an axis of tokens would tell nothing."""
+    rows, (left, right) = records(table), _limits(table, context.controls)
+    figure, axes = plt.subplots(figsize=(0.72 * WIDTH, 0.9 + 0.24 * len(rows)))
+    reach = whiskers(table)
+    for place, row in enumerate(rows):
+        color, marker = look[row.projector].color, look[row.projector].marker
+        if left <= row.giou <= right:
+            face = "white" if row.projector in context.controls else color
+            bar = {"xerr": reach[:, [place]], "elinewidth": 0.9, "mfc": face, "mew": 1.2, "ms": 6}
+            axes.errorbar(row.giou, place, fmt=marker, color=color, **bar)
+            continue
+        beyond = row.giou > right
+        axes.annotate(
+            f"{100 * row.giou:.1f} % ▶" if beyond else f"◀ {100 * row.giou:.1f} %",
+            (0.99 if beyond else 0.01, place),
+            xycoords=("axes fraction", "data"),
+            ha="right" if beyond else "left",
+            va="center",
+            color=color,
+            fontsize=7,
+        )
+    axes.set_yticks(range(len(rows)), [row_label(r.projector, r.variant, r.budget) for r in rows])
+    axes.set(xlim=(left, right), ylim=(len(rows) - 0.4, -0.6))
+    percent_axis(axes.xaxis)
+    counts = f"{table['tokens_mean'].min():.1f}", f"{table['tokens_mean'].max():.1f}"
+    axes.set_xlabel(f"gIoU, mean over splits (%), at {' to '.join(dict.fromkeys(counts))} visual tokens")
+    footer(figure, context, "Whiskers: 95 % bootstrap over images. Hollow: controls.")
+    return figure
+
+
 def tokens_vs_giou(overall: pd.DataFrame, look: Mapping[str, Look], context: ReportContext) -> Figure:
     """Mean gIoU over splits against visual tokens (log axis), intervals as whiskers, controls hollow.
 
     The stepped line is the best projector with at most that many tokens. The axis fits the projectors; a
-    control far above or below is named at the edge. Rows without visual tokens are a dashed line.
+    control far above or below is named at the edge. Rows without visual tokens are a dashed line. Where all
+    rows read about as many tokens, as in an ablation of one projector, they stand one under the other.
 
     Args:
         overall: ``overall.csv``, one protocol.
@@ -97,6 +131,8 @@ def tokens_vs_giou(overall: pd.DataFrame, look: Mapping[str, Look], context: Rep
         context: controls and captions.
     """
     table = overall.dropna(subset=["giou", "tokens_mean"])
+    if len(table) > 1 and table["tokens_mean"].max() <= _ONE_COUNT * table["tokens_mean"].min():
+        return _of_one_count(table, look, context)
     figure, axes = plt.subplots(figsize=(WIDTH, 4.6) if crowded(table) else (0.72 * WIDTH, 3.4))
     placed = table[table["tokens_mean"] > 0]
     labels = []

@@ -56,6 +56,24 @@ def test_points_stand_where_the_table_says(tables):
     plt.close(figure)
 
 
+def test_rows_of_one_token_count_stand_one_under_the_other(tables):
+    overall = read_csv(tables / "overall.csv").assign(tokens_mean=10.9, tokens_p5=5, tokens_p95=16)
+    context = ReportContext.checked(json.loads((tables / "context.json").read_text()))
+    overall.loc[overall["projector"] == "coin_flip", ["giou", "giou_low", "giou_high"]] = 0.01
+    with house_style():
+        figure = tokens_vs_giou(overall, looks(overall["projector"]), context)
+    axes = figure.axes[0]
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    shown = [(names[round(line.get_ydata()[0])], line.get_xdata()[0]) for line in marks(axes)]
+    ours = overall[overall["projector"] != "coin_flip"]
+    told = zip(ours["projector"], ours["variant"], ours["giou"], strict=True)
+    wanted = [(p if v == "base" else f"{p} ({v})", pytest.approx(g)) for p, v, g in told]
+    assert shown == wanted  # in the table's order, the control left to the edge
+    assert "◀ 1.0 %" in {text.get_text() for text in axes.texts}
+    assert axes.get_xlabel().endswith("at 10.9 visual tokens")
+    plt.close(figure)
+
+
 def many(table, count):
     """The table's first projector under ``count`` names, each a little better than the last."""
     one = table[table["projector"] == table["projector"].iloc[0]]
