@@ -96,8 +96,17 @@ def _of_one_count(table: pd.DataFrame, look: Mapping[str, Look], context: Report
         color, marker = look[row.projector].color, look[row.projector].marker
         if left <= row.giou <= right:
             face = "white" if row.projector in context.controls else color
-            bar = {"xerr": reach[:, [place]], "elinewidth": 0.9, "mfc": face, "mew": 1.2, "ms": 6}
-            axes.errorbar(row.giou, place, fmt=marker, color=color, **bar)
+            axes.errorbar(
+                row.giou,
+                place,
+                xerr=reach[:, [place]],
+                fmt=marker,
+                color=color,
+                mfc=face,
+                mew=1.2,
+                ms=6,
+                elinewidth=0.9,
+            )
             continue
         beyond = row.giou > right
         axes.annotate(
