@@ -26,6 +26,8 @@ PALETTE = (
     *("#66CCEE", "#882255", "#44AA99", "#DD7733", "#332288"),
 )
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+# Rows of most studies choose their colours before others do, and look the same in all of them.
+_FIRST = ("svp", "mlp", "avg_pool", "oracle")
 INK = "#222222"
 MUTED = "#8A8A8A"
 _RC: dict[str, Any] = {
@@ -82,10 +84,13 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 
     A name has its own preferred colour; where two of the same figure want one colour, the later in
     the order of their hashes takes the next free one, so that up to ten projectors never share a colour.
+    SVP and the rows that it is mostly compared with come first: theirs are the same in all studies.
     """
+    names = set(names)
     out: dict[str, Look] = {}
     taken: list[int] = []
-    for name in sorted(set(names), key=_slot):
+    own = [name for name in _FIRST if name in names]
+    for name in [*own, *sorted(names - set(own), key=_slot)]:
         if len(taken) == len(PALETTE):
             taken = []
         color = _slot(name) % len(PALETTE)

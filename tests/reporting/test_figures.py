@@ -195,6 +195,8 @@ def test_looks_are_stable_and_distinct():
     alone = looks(["projector3"])["projector3"]
     assert looks(["projector3", "projector3"])["projector3"] == alone
     assert len(looks([f"p{k}" for k in range(25)])) == 25
+    # SVP looks alike in every study, whoever stands beside it
+    assert {looks(["svp", f"p{k}", f"p{k + 1}"])["svp"] for k in range(40)} == {looks(["svp"])["svp"]}
 
 
 def test_logs_are_read_as_written(tmp_path):
