@@ -78,7 +78,7 @@ class RunData:
 
     def __init__(self, plan: Plan, run: RunConfig):
         """Open what the run reads; nothing large is loaded."""
-        tables = load_tables(plan.data_dir(plan.data_key(run)) / "prepared")
+        tables = load_tables(plan.prepared_dir(run))
         self.tables = tables
         self._captioner: Captioner | None = None
         self.expressions: pd.DataFrame = tables.expressions
@@ -93,15 +93,15 @@ class RunData:
         self.grid = run.models.vision.grid
         self.arrays = {
             item: open_features(
-                plan.feature_dir(plan.feature_key(run, item)),
+                plan.feature_dir(plan.keys(run).feature(item)),
                 item,
                 run,
                 partial(plan.model_source, run, "sam" if item == "sam" else "vision"),
                 tables,
             )
-            for item in (plan.feature_items(run) if run.acts_on != "superpixels" else ())
+            for item in (plan.keys(run).feature_items if run.acts_on != "superpixels" else ())
         }
-        key = plan.superpixel_key(run)
+        key = plan.keys(run).superpixels
         self.superpixels = SuperpixelStore(plan.superpixel_dir(key)) if key else None
 
     @property

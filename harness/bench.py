@@ -5,8 +5,6 @@ The models have the study's sizes and next to no training: neither time nor agre
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +21,7 @@ from harness.plan import Plan
 from harness.projector import ImageFeatures, VisualTokens
 from harness.stages import run_stage
 from harness.study import read_study
+from harness.timing import median_seconds
 from harness.training import Sampler, training_step
 
 __all__ = ["bench_cache", "bench_prefix"]
@@ -39,40 +38,9 @@ def _bed(study: Path, folder: Path, changes: dict[str, Any]) -> Plan:
     deltas = {**raw.get("set", {}), **_SMALL, **_STEPS, "superpixels": "slic", **changes}
     plan = Plan.from_raw({**raw, "results": str(folder), "set": deltas})
     plan.save(plan.config_file)
-    runs = plan.trained
-    for stage, keys in (
-        ("pool", [plan.pool_key(r) for r in runs]),
-        ("prepare", [plan.data_key(r) for r in runs]),
-        ("pretrain", [plan.model_key(r, part) for r in runs for part in plan.pretrained(r)]),
-        ("features", [plan.feature_key(r, item) for r in runs for item in plan.feature_items(r)]),
-        ("superpixels", [k for r in runs if (k := plan.superpixel_key(r))]),
-    ):
-        for key in dict.fromkeys(keys):
-            run_stage(stage, plan.config_file, key=key)  # type: ignore[arg-type]
+    for stage, key in plan.shared_stages:
+        run_stage(stage, plan.config_file, key=key)
     return plan
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def _interleaved(
-    works: dict[str, Callable[[], object]], rounds: int, device: torch.device
-) -> dict[str, float]:
-    """Median seconds of each, one round of all after the other: a busy machine slows all alike."""
-    samples: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(rounds + 1):
-        for name, work in works.items():
-            seconds = _seconds(work, device)
-            if number:  # the first warms up
-                samples[name].append(seconds)
-    return {name: statistics.median(values) for name, values in samples.items()}
 
 
 def _ready(plan: Plan, run: RunConfig) -> tuple[RISModel, RunData, torch.device]:
@@ -106,7 +74,7 @@ def bench_cache(study: Path, folder: Path, *, rounds: int = 9) -> dict[str, Any]
             logits[name] = _logits(model.eval(), data, groups, device)
         model.train()
         works[name] = partial(_step, model, data, groups, run)
-    seconds = _interleaved(works, rounds, device)
+    seconds = median_seconds(works, rounds, device)
     return {
         "speedup": seconds["encoded"] / seconds["cached"],
         "max_abs_diff": (logits["cached"] - logits["encoded"]).abs().max().item(),
@@ -182,7 +150,7 @@ def _prefix(
         "own": lambda: states(repeated, [[text] for text in texts]),
     }
     difference = (works["shared"]() - works["own"]()).abs().max().item()
-    seconds = _interleaved(dict(works), rounds, device)
+    seconds = median_seconds(works, rounds, device)
     return {
         "speedup": seconds["own"] / seconds["shared"],
         "max_abs_diff": difference,

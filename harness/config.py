@@ -82,6 +82,8 @@ class LanguageConfig(Strict):
     """The language model, its LoRA and what else learns beside it.
 
     ``train_embeddings``: the input embeddings and the output head learn too, as in GLaMM's recipe.
+    ``attention``: transformers' implementation; FlashAttention takes no mask, and the expressions of an
+    image stand behind one copy of its visual tokens by a mask.
     """
 
     source: str = "pretrained"
@@ -91,7 +93,7 @@ class LanguageConfig(Strict):
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
     train_embeddings: bool = True
     visual_attention: Literal["causal", "bidirectional"] = "causal"
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "eager"] = "sdpa"
 
 
 class SamConfig(Strict):

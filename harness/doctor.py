@@ -38,7 +38,7 @@ def examine(plan: Plan) -> list[Finding]:
             findings.append(Finding("data: synthetic scenes, which the workflow draws itself", "ok"))
     trained = {run.models.model_dump_json(): run for run in runs if run.acts_on != "superpixels"}
     for run in trained.values():
-        findings += [*_weights(run), *_device(run), *_attention(run.models.language)]
+        findings += [*_weights(run), *_device(run), _attention(run.models.language)]
     findings += [*_disk(plan), *_tracker(plan)]
     return list(dict.fromkeys(findings))
 
@@ -144,15 +144,11 @@ def _device(run: RunConfig) -> Iterator[Finding]:
         yield Finding(f"device: {name} has no bfloat16", "wrong", "set training.dtype: float32")
 
 
-def _attention(config: LanguageConfig) -> Iterator[Finding]:
-    if config.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        yield Finding(
-            "attention: flash_attention_2 is asked for, but flash_attn is not installed",
-            "missing",
-            "pip install flash-attn, or set models.language.attention: sdpa",
-        )
-    else:
-        yield Finding(f"attention: {config.attention}", "ok")
+def _attention(config: LanguageConfig) -> Finding:
+    if config.attention == "eager":
+        what = "attention: eager, which writes out every attention map"
+        return Finding(what, "note", "models.language.attention: sdpa is faster, and takes less memory")
+    return Finding(f"attention: {config.attention}", "ok")
 
 
 def _images_of(data: ReferData) -> int:

@@ -7,8 +7,8 @@ drifts for all of them. What is not timed: reading files, building models, movin
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from harness.assembly import RunData, build_model, load_stage
@@ -34,6 +32,7 @@ from harness.plan import Plan
 from harness.prediction import evaluated
 from harness.superpixel_stage import build_source
 from harness.superpixels import SuperpixelSource
+from harness.timing import count_flops, device_name, peak_rates, timed
 from harness.training import training_step
 
 __all__ = ["efficiency_stage"]
@@ -55,26 +54,33 @@ class _Row:
     flops: dict[tuple[str, int], float] = field(default_factory=dict)
     peak: dict[tuple[str, int], int] = field(default_factory=dict)
 
+    def share_frozen(self, kept: dict[str, Tensor], device: torch.device) -> None:
+        """Read the frozen weights from ``kept``, by name, or leave them there for other rows to read."""
+        learnt = self.model.trained_state().keys()
+        for name, parameter in self.model.named_parameters():
+            if name not in learnt:
+                if name not in kept:
+                    kept[name] = parameter.data.to(device)
+                parameter.data = kept[name]
 
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    @property
+    def weight_bytes(self) -> int:
+        """Of the whole model, what it shares included."""
+        return sum(t.nbytes for t in (*self.model.parameters(), *self.model.buffers()))
 
-
-def _milliseconds(work: Callable[[], object]) -> float:
-    _synchronise()
-    start = time.perf_counter()
-    work()
-    _synchronise()
-    return 1000 * (time.perf_counter() - start)
-
-
-def _flops(work: Callable[[], object]) -> float:
-    # Fused attention kernels count as zero; the plain one is counted and does the same arithmetic.
-    # Gradients on: views of parameters made without them trip the counter (seen in torch 2.15).
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        work()
-    return float(counter.get_total_flops())
+    @contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
+        """The row's own weights on ``device`` for a while: with those of all rows a GPU would overflow."""
+        learnt = self.model.trained_state().keys()
+        own = [p for name, p in self.model.named_parameters() if name in learnt] + [*self.model.buffers()]
+        for tensor in own:
+            tensor.data = tensor.data.to(device)
+        try:
+            yield
+        finally:
+            self.model.zero_grad(set_to_none=True)
+            for tensor in own:
+                tensor.data = tensor.data.cpu()
 
 
 def _own_stages(row: _Row, batch: int) -> dict[str, Callable[[], object]]:
@@ -115,39 +121,51 @@ def _groups(expressions: pd.DataFrame, run: RunConfig) -> dict[int, list[pd.Data
     return {**{b: groups[:b] for b in _BATCHES if b <= len(groups)}, -1: step}
 
 
-def _measure_own(rows: list[_Row]) -> None:
+def _calls(row: _Row, batch: int) -> dict[str, Callable[[], object]]:
+    if batch == -1:
+        row.model.set_stage(2)
+        row.model.train()
+        return {"train_step": _train_step(row)}
+    row.model.eval()
+    with torch.no_grad():
+        return _own_stages(row, batch)
+
+
+def _warm_up(row: _Row, batch: int, calls: dict[str, Callable[[], object]], device: torch.device) -> None:
+    """First calls, which are not timed: peak memory and FLOPs."""
+    for stage, work in calls.items():
+        work()
+        if device.type == "cuda":
+            # Inputs of other rows lie there too: what counts is this model, and what the call adds.
+            before = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            work()
+            added = torch.cuda.max_memory_allocated(device) - before
+            row.peak[stage, batch] = added + row.weight_bytes
+        if batch != -1:  # torch's counter cannot follow a backward pass through frozen inputs
+            row.flops[stage, batch] = count_flops(work)
+
+
+def _measure_own(rows: list[_Row], device: torch.device) -> None:
     for batch in [*rows[0].groups]:
         calls: list[dict[str, Callable[[], object]]] = []
         for row in rows:
-            if batch == -1:
-                row.model.set_stage(2)
-                row.model.train()
-                calls.append({"train_step": _train_step(row)})
-            else:
-                row.model.eval()
-                with torch.no_grad():
-                    calls.append(_own_stages(row, batch))
-        with torch.set_grad_enabled(batch == -1):
+            with row.on(device):
+                calls.append(_calls(row, batch))
+                with torch.set_grad_enabled(batch == -1):
+                    _warm_up(row, batch, calls[-1], device)
+        for _ in tqdm(range(_ROUNDS), desc=f"time batch {batch}", mininterval=5):
             for row, call in zip(rows, calls, strict=True):
-                for stage, work in call.items():
-                    work()
-                    if torch.cuda.is_available():
-                        torch.cuda.reset_peak_memory_stats()
-                    if batch != -1:  # torch's counter cannot follow a backward pass through frozen inputs
-                        row.flops[stage, batch] = _flops(work)
-                    if torch.cuda.is_available():
-                        row.peak[stage, batch] = torch.cuda.max_memory_allocated()
-            for _ in tqdm(range(_ROUNDS), desc=f"time batch {batch}", mininterval=5):
-                for row, call in zip(rows, calls, strict=True):
+                with row.on(device), torch.set_grad_enabled(batch == -1):
                     for stage, work in call.items():
-                        row.samples.setdefault((stage, batch), []).append(_milliseconds(work))
+                        milliseconds = 1e3 * timed(work, device)[0]
+                        row.samples.setdefault((stage, batch), []).append(milliseconds)
 
 
 @torch.no_grad()
-def _measure_encoders(plan: Plan, row: _Row) -> None:
+def _measure_encoders(plan: Plan, row: _Row, device: torch.device) -> None:
     """Vision encoder, SAM encoder and superpixels from photographs, for one row."""
     run, data = row.run, row.data
-    device = next(row.model.parameters()).device
     vision = load_vision(run.models.vision, plan.model_source(run, "vision")).to(device)
     sam = load_sam(plan.model_source(run, "sam"), run.models.sam.kind, run.models.sam.sha256).to(device)
     hook = encoder_hook(run) if "encoder_tokens" in run.needs else None
@@ -169,9 +187,9 @@ def _measure_encoders(plan: Plan, row: _Row) -> None:
         for stage, work in works.items():
             work()
             if stage != "superpixels":
-                row.flops[stage, batch] = _flops(work)
+                row.flops[stage, batch] = count_flops(work)
             rounds = _ROUNDS if stage != "superpixels" else 3
-            row.samples[stage, batch] = [_milliseconds(work) for _ in range(rounds)]
+            row.samples[stage, batch] = [1e3 * timed(work, device)[0] for _ in range(rounds)]
 
 
 def _superpixels(
@@ -181,20 +199,20 @@ def _superpixels(
         source.generate(array, image_id=image_id, sam_embedding=embedding)
 
 
-def _peak_rate(dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
-    """FLOP/s of a large matrix product and bytes/s of a large copy, measured here and now."""
-    size = 768 if device.type == "cpu" else 8192
-    a = torch.randn(size, size, dtype=dtype, device=device)
-    product = min(_milliseconds(lambda: a @ a) for _ in range(5))
-    big = torch.zeros(16_000_000 if device.type == "cpu" else 500_000_000, dtype=torch.uint8, device=device)
-    copied = min(_milliseconds(big.clone) for _ in range(5))
-    return 2 * size**3 / product * 1e3, 2 * big.numel() / copied * 1e3
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+def _rows(plan: Plan, runs: list[RunConfig], device: torch.device) -> list[_Row]:
+    """The trained rows, one copy of what they leave frozen: a 7B model is there once, not once a row."""
+    rows: list[_Row] = []
+    frozen: dict[tuple[object, ...], dict[str, Tensor]] = {}
+    for run in tqdm(runs, desc="load the rows", mininterval=5):
+        data = RunData(plan, run)
+        model = build_model(plan, run, data)
+        load_stage(model, plan.weights(run.id))
+        row = _Row(run, data, model, _groups(data.expressions, run))
+        sources = (plan.model_source(run, part) for part in ("language", "sam"))
+        kept = frozen.setdefault((*sources, run.models.language, run.training.dtype), {})
+        row.share_frozen(kept, device)
+        rows.append(row)
+    return rows
 
 
 def efficiency_stage(plan: Plan, out_path: Path) -> None:
@@ -208,32 +226,29 @@ def efficiency_stage(plan: Plan, out_path: Path) -> None:
     runs = [r for r in plan.trained if r.seed == first_seed]
     torch.set_num_threads(runs[0].training.torch_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = []
-    for run in runs:
-        data = RunData(plan, run)
-        model = build_model(plan, run, data).to(device)
-        load_stage(model, plan.run_dir(run.id) / "stage2.safetensors")
-        rows.append(_Row(run, data, model, _groups(data.expressions, run)))
+    rows = _rows(plan, runs, device)
     # Whatever is common to rows is measured once and written for each of them.
     measured: dict[str, _Row] = {}
     for row in tqdm(rows, desc="time encoders and superpixels", mininterval=5):
         hooked = "encoder_tokens" in row.run.needs
-        encoder = plan.feature_key(row.run, "encoder_tokens" if hooked else "patches")
-        key = f"{encoder}/{plan.superpixel_key(row.run)}"
+        encoder = plan.keys(row.run).feature("encoder_tokens" if hooked else "patches")
+        key = f"{encoder}/{plan.keys(row.run).superpixels}"
         if key in measured:
             for name in ("samples", "flops"):
                 getattr(row, name).update(getattr(measured[key], name))
         else:
-            _measure_encoders(plan, row)
+            _measure_encoders(plan, row, device)
             measured[key] = _Row(row.run, row.data, row.model, {}, dict(row.samples), dict(row.flops))
-    _measure_own(rows)
+    _measure_own(rows, device)
     dtype = getattr(torch, runs[0].training.dtype)
-    rates = _peak_rate(dtype, device)
+    rates = peak_rates(dtype, device)
     timings, parameters, relative = [], [], []
     for row in rows:
         timings += _timing_rows(row, rates, device)
         learned = sum(p.numel() for p in row.model.projector.parameters())
-        parameters.append({**_name(row.run), "parameters": learned, "layer_tokens": _layer_tokens(row)})
+        parameters.append(
+            {**_name(row.run), "parameters": learned, "layer_tokens": _layer_tokens(row, device)}
+        )
     reference = next((r for r in rows if r.run.projector == plan.study.reference_row), None)
     for row in rows:
         values: dict[str, float | None] = {"speedup_infer": None, "speedup_train": None}
@@ -245,13 +260,14 @@ def efficiency_stage(plan: Plan, out_path: Path) -> None:
 
 
 @torch.no_grad()
-def _layer_tokens(row: _Row) -> float | None:
+def _layer_tokens(row: _Row, device: torch.device) -> float | None:
     """Visual tokens a layer of the language model, where they are not the same in all of them."""
     row.model.eval()
     if row.model.projector.llm_hook() is None:
         return None
     ids = [int(g["image_id"].iloc[0]) for g in row.groups[-1]]
-    visual = row.model.visual_tokens(row.data.features(ids, next(row.model.parameters()).device))
+    with row.on(device):
+        visual = row.model.visual_tokens(row.data.features(ids, device))
     return float(np.mean([row.model.layer_tokens(count) for count in visual.lengths.tolist()]))
 
 
@@ -283,7 +299,7 @@ def _round(value: float | None, digits: int = 4) -> float | None:
 def _timing_rows(row: _Row, rates: tuple[float, float], device: torch.device) -> list[dict[str, Any]]:
     common = {
         **_name(row.run),
-        "device": _device_name(device),
+        "device": device_name(device),
         "dtype": row.run.training.dtype,
         "attention": row.run.models.language.attention,
     }

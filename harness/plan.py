@@ -1,9 +1,8 @@
 """The plan of a study: every run, every shared artefact, every path. No torch.
 
 The Snakefile asks this module for its file names and hands each job a key; the job reads the
-resolved study back from ``results/<study>/config.json``. Shared artefacts (data, pretrained tiny
-models, superpixels, frozen features) are named by a hash of exactly what they depend on, so that
-studies share them and nothing stale is ever picked up.
+resolved study back from ``results/<study>/config.json``. What shared artefacts (data, pretrained tiny
+models, superpixels, frozen features) are called stands in :mod:`harness.keys`.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from harness.config import ConfigError, RunConfig, StudyConfig, SuperpixelConfig
-from harness.data.options import ReferData, SyntheticData, expand_root
-from harness.files import digest, read_json, write_json
+from harness.config import ConfigError, RunConfig, StudyConfig
+from harness.data.options import ReferData, expand_root
+from harness.files import read_json, write_json
+from harness.keys import Keys, SharedStage, is_pretrained, pretrained
 from harness.study import load_study, resolve_study, row_names
 
 __all__ = ["Plan"]
@@ -41,6 +41,7 @@ class Plan:
         self.study = study
         self.runs = {run.id: run for run in runs}
         self.trials = self._trials()
+        self._keys: dict[str, Keys] = {}
 
     @classmethod
     def from_raw(cls, raw: Mapping[str, Any], root: Path | str = ".") -> Plan:
@@ -139,118 +140,12 @@ class Plan:
         """The resolved study on disk."""
         return self.study_dir / "config.json"
 
-    # --- keys ------------------------------------------------------------------------------------
-
-    def data_spec(self, run: RunConfig) -> dict[str, Any]:
-        """What the prepared data depends on."""
-        return _plain(run.data)
-
-    def pretrain_spec(self, run: RunConfig, part: str) -> dict[str, Any]:
-        """What one tiny model (``vision``, ``language`` or ``sam``) depends on.
-
-        Its pool is that of the study's synthetic data; real data takes the default synthetic pool.
-        """
-        models = run.models
-        assert models.pretrain is not None
-        pre = _plain(models.pretrain)
-        common = ("seed", "batch", "learning_rate", "torch_threads")
-        values = {k: v for k, v in pre.items() if k.startswith(f"{part}_") or k in common}
-        if part == "sam":
-            values["patch_size"], values["image_size"] = models.vision.patch_size, models.vision.image_size
-        if part == "start":
-            values |= {name: self.model_key(run, name) for name in ("language", "sam")}
-            recipe = _plain(run.training)
-            values |= {k: recipe[k] for k in ("expressions_per_image", "bce_weight", "dice_weight")}
-        if part == "vision":
-            values["kind"] = models.vision.kind
-            values["patch_size"], values["image_size"] = models.vision.patch_size, models.vision.image_size
-        return {"pool": self.pool_spec(run), "part": part, **values}
-
-    def pool_options(self, run: RunConfig) -> SyntheticData:
-        """The synthetic data whose pool the tiny models are pretrained on."""
-        data = run.data if isinstance(run.data, SyntheticData) else SyntheticData()
-        pool = data.pool_only()
-        domain = run.models.pretrain.pool_domain if run.models.pretrain is not None else None
-        return pool if domain is None else pool.model_copy(update={"domain": domain})
-
-    def pool_spec(self, run: RunConfig) -> dict[str, Any]:
-        """What the pretraining pool depends on."""
-        return _plain(self.pool_options(run))
-
-    def model_key(self, run: RunConfig, part: str) -> str:
-        """Key of the vision encoder, language model, SAM or pretrained start of a run."""
-        if part == "start":
-            return f"start-{digest(self.pretrain_spec(run, part))}"
-        config = getattr(run.models, part)
-        if config.source == "pretrained":
-            return f"{part}-{digest(self.pretrain_spec(run, part))}"
-        return f"{part}-{digest({'source': config.source, 'kind': getattr(config, 'kind', '')})}"
-
-    def data_key(self, run: RunConfig) -> str:
-        """Key of the prepared data."""
-        return f"{run.data.kind}-{digest(self.data_spec(run))}"
-
-    def pool_key(self, run: RunConfig) -> str:
-        """Key of the data that holds the pretraining pool."""
-        return f"pool-{digest(self.pool_spec(run))}"
-
-    def superpixel_spec(self, run: RunConfig) -> dict[str, Any] | None:
-        """What the superpixels depend on."""
-        config: SuperpixelConfig | None = run.superpixels
-        if config is None:
-            return None
-        return {
-            **_plain(config),
-            "data": self.data_key(run),
-            "grid": list(run.models.vision.grid),
-            "sam": self.model_key(run, "sam") if config.uses_sam else None,
-        }
-
-    def superpixel_key(self, run: RunConfig) -> str | None:
-        """Key of the superpixels, or ``None``."""
-        spec = self.superpixel_spec(run)
-        return None if spec is None else f"{spec['source']}-{digest(spec)}"
-
-    def feature_spec(self, run: RunConfig, item: str) -> dict[str, Any]:
-        """What one cached array depends on; ``item`` is one of :meth:`feature_items`."""
-        features = run.models.features
-        cached = {"dtype": features.dtype, "compute": features.compute, "gb": features.budget_gb.get(item)}
-        common = {"item": item, "data": self.data_key(run), **cached}
-        if item == "sam":
-            return {**common, "model": self.model_key(run, "sam")}
-        vision = run.models.vision
-        spec: dict[str, Any] = {
-            **common,
-            "model": self.model_key(run, "vision"),
-            "layer": vision.layer,
-            "levels": list(vision.levels) if item == "levels" else None,
-            "image_size": vision.image_size,
-        }
-        if item == "encoder_tokens":
-            # What the encoder gives under a hook is the projector's own: nobody else reads it.
-            spec["hook"] = {"source": run.source, "config": run.config, "budget": run.budget}
-        return spec
-
-    def feature_key(self, run: RunConfig, item: str) -> str:
-        """Key of one cached array."""
-        return f"{item}-{digest(self.feature_spec(run, item))}"
-
-    def feature_items(self, run: RunConfig) -> tuple[str, ...]:
-        """The arrays that a run reads."""
-        extras = tuple(n for n in ("levels", "cls_attention", "keys", "encoder_tokens") if n in run.needs)
-        return ("patches", "sam", *extras)
-
     # --- who needs what --------------------------------------------------------------------------
 
     @property
     def trained(self) -> list[RunConfig]:
         """Runs that are trained (not controls that act at prediction time)."""
         return [r for r in self.runs.values() if r.acts_on == "training"]
-
-    @staticmethod
-    def pretrained(run: RunConfig) -> list[str]:
-        """Which of a run's models the workflow trains itself."""
-        return [p for p in ("vision", "language", "sam", "start") if Plan.is_pretrained(run, p)]
 
     @property
     def overlay_runs(self) -> list[RunConfig]:
@@ -267,20 +162,35 @@ class Plan:
                 return other
         raise ValueError(f"{run.id} acts on '{run.of}', which is not trained in this study")
 
+    def keys(self, run: RunConfig) -> Keys:
+        """Names of the shared artefacts that a run uses."""
+        kept = self._keys.get(run.id)
+        if kept is None or kept.run != run:
+            kept = self._keys[run.id] = Keys(run)
+        return kept
+
+    @cached_property
+    def _owners(self) -> dict[str, RunConfig]:
+        owners: dict[str, RunConfig] = {}
+        for run in self.runs.values():
+            for _, key in self.keys(run).stages:
+                owners.setdefault(key, run)
+        return owners
+
+    @property
+    def shared_stages(self) -> list[tuple[SharedStage, str]]:
+        """Stage and key of every shared artefact that training needs, each after what it is made from."""
+        return list(dict.fromkeys(step for run in self.trained for step in self.keys(run).stages))
+
     def owner(self, key: str) -> RunConfig:
         """A run that uses the shared artefact called ``key`` (all of them define it alike).
 
         Raises:
             ValueError: no run of the study uses it.
         """
-        for run in self.runs.values():
-            keys = [self.data_key(run), self.pool_key(run), self.superpixel_key(run)]
-            keys += [self.model_key(run, p) for p in ("vision", "language", "sam")]
-            keys += [self.model_key(run, "start")] if self.is_pretrained(run, "start") else []
-            keys += [self.feature_key(run, i) for i in self.feature_items(run)]
-            if key in keys:
-                return run
-        raise ValueError(f"no run of study '{self.study.study}' uses {key}")
+        if key not in self._owners:
+            raise ValueError(f"no run of study '{self.study.study}' uses {key}")
+        return self._owners[key]
 
     def check_inputs(self) -> None:
         """Look for the raw data before any job starts; the plan itself is made without it.
@@ -310,25 +220,19 @@ class Plan:
 
     def pool_dir(self, run: RunConfig) -> Path:
         """The pool that a run's tiny models are pretrained on."""
-        return self.data_dir(self.pool_key(run)) / "pool"
+        return self.data_dir(self.keys(run).pool) / "pool"
 
     def model_dir(self, key: str) -> Path:
         """A pretrained tiny model."""
         return self.shared / "pretrained" / key
-
-    @staticmethod
-    def is_pretrained(run: RunConfig, part: str) -> bool:
-        """Whether the workflow itself trains a run's ``vision``, ``language``, ``sam`` or ``start``."""
-        value = getattr(run.models, part)
-        return bool((value if part == "start" else value.source) == "pretrained")
 
     def model_source(self, run: RunConfig, part: str) -> str:
         """Where a run's ``vision``, ``language`` or ``sam`` is loaded from: folder, checkpoint or name."""
         source: str = getattr(run.models, part).source
         if source == "pretrained":
             # The start brings the language model that was trained with its [SEG] head.
-            started = part == "language" and self.is_pretrained(run, "start")
-            return str(self.model_dir(self.model_key(run, "start" if started else part)))
+            started = part == "language" and is_pretrained(run, "start")
+            return str(self.model_dir(self.keys(run).model("start" if started else part)))
         return self._expanded(source, part)
 
     @staticmethod
@@ -342,7 +246,7 @@ class Plan:
         """Weights that a run starts from beside its frozen models, if any."""
         start = run.models.start
         if start == "pretrained":
-            return self.model_dir(self.model_key(run, "start")) / "start.safetensors"
+            return self.model_dir(self.keys(run).model("start")) / "start.safetensors"
         return None if start is None else Path(self._expanded(start, "start"))
 
     def superpixel_dir(self, key: str) -> Path:
@@ -403,7 +307,7 @@ class Plan:
 
     def prepared_dir(self, run: RunConfig) -> Path:
         """The prepared tables that a run reads."""
-        return self.data_dir(self.data_key(run)) / "prepared"
+        return self.data_dir(self.keys(run).data) / "prepared"
 
     def pretrain_inputs(self, key: str) -> list[Path]:
         """Files that pretraining of the model called ``key`` reads."""
@@ -429,7 +333,7 @@ class Plan:
         """Files that training and prediction of a run read, its own weights apart."""
         files = [self.prepared_dir(run) / "summary.json", *self.superpixel_files([run])]
         if run.acts_on != "superpixels":
-            files += [self._feature_file(run, item) for item in self.feature_items(run)]
+            files += [self._feature_file(run, item) for item in self.keys(run).feature_items]
             files += self._model_files(run, "language", "sam", "start")
         return files
 
@@ -443,12 +347,12 @@ class Plan:
 
     def superpixel_files(self, runs: list[RunConfig]) -> list[Path]:
         """Manifests of the superpixels that ``runs`` read."""
-        keys = dict.fromkeys(key for run in runs if (key := self.superpixel_key(run)) is not None)
+        keys = dict.fromkeys(key for run in runs if (key := self.keys(run).superpixels) is not None)
         return [self.superpixel_dir(key) / "manifest.json" for key in keys]
 
     def _feature_file(self, run: RunConfig, item: str) -> Path:
-        return self.feature_dir(self.feature_key(run, item)) / "index.json"
+        return self.feature_dir(self.keys(run).feature(item)) / "index.json"
 
     def _model_files(self, run: RunConfig, *parts: str) -> list[Path]:
-        named = [part for part in self.pretrained(run) if part in parts]
-        return [self.model_dir(self.model_key(run, part)) / "done.json" for part in named]
+        named = [part for part in pretrained(run) if part in parts]
+        return [self.model_dir(self.keys(run).model(part)) / "done.json" for part in named]

@@ -17,6 +17,7 @@ from harness.config import ConfigError, RunConfig
 from harness.discovery import nearest
 from harness.files import write_json
 from harness.jobs import prediction_processes, threads
+from harness.keys import is_pretrained
 from harness.plan import Plan
 from harness.triggers import feature_trigger, part_of
 
@@ -49,14 +50,14 @@ def _prepare(plan: Plan, key: str) -> None:
 def _pool(plan: Plan, key: str) -> None:
     from harness.data.synthetic import generate_pool
 
-    generate_pool(plan.pool_options(plan.owner(key)), plan.data_dir(key))
+    generate_pool(plan.keys(plan.owner(key)).pool_options, plan.data_dir(key))
 
 
 def _pretrain(plan: Plan, key: str) -> None:
     from harness.pretraining.models import pretrain
 
     run = plan.owner(key)
-    upstream = {part: plan.model_dir(plan.model_key(run, part)) for part in ("language", "sam")}
+    upstream = {part: plan.model_dir(plan.keys(run).model(part)) for part in ("language", "sam")}
     pretrain(part_of(key), run, plan.pool_dir(run), plan.model_dir(key), upstream)
 
 
@@ -65,12 +66,12 @@ def _features(plan: Plan, key: str) -> None:
     from harness.features import feature_stage
 
     run, item = plan.owner(key), part_of(key)
-    if plan.is_pretrained(run, "sam" if item == "sam" else "vision"):
+    if is_pretrained(run, "sam" if item == "sam" else "vision"):
         refuse_shared(load_tables(plan.prepared_dir(run)), load_tables(plan.pool_dir(run)))
     model = plan.model_source(run, "sam" if item == "sam" else "vision")
     identity = feature_trigger(plan, key)
     feature_stage(
-        item, run, plan.data_dir(plan.data_key(run)), model, plan.feature_dir(key), identity=identity
+        item, run, plan.data_dir(plan.keys(run).data), model, plan.feature_dir(key), identity=identity
     )
 
 
@@ -189,7 +190,7 @@ def _overlays(plan: Plan) -> None:
 
     runs = plan.overlay_runs
     prepared = plan.prepared_dir(runs[0])
-    keys = [key for run in runs if (key := plan.superpixel_key(run)) is not None]
+    keys = [key for run in runs if (key := plan.keys(run).superpixels) is not None]
     store = SuperpixelStore(plan.superpixel_dir(keys[0])) if keys else None
     overlays_stage(
         {_row_name(run): (plan.score_file(run.id), plan.prediction_file(run.id)) for run in runs},

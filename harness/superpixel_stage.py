@@ -136,20 +136,18 @@ def write_superpixels(
 def superpixel_stage(plan: Plan, run: RunConfig) -> None:
     """Write the superpixel store of a run (see :func:`write_superpixels`)."""
     torch.set_num_threads(run.training.torch_threads)
-    tables = load_tables(plan.data_dir(plan.data_key(run)) / "prepared")
+    tables = load_tables(plan.prepared_dir(run))
     source = build_source(plan, run, tables)
     images: pd.DataFrame = tables.images.sort_values("image_id", ignore_index=True)
     images = images.assign(path=[str(tables.image_path(i)) for i in images["image_id"]])
-    folder, model = plan.feature_dir(plan.feature_key(run, "sam")), partial(plan.model_source, run, "sam")
+    key = str(plan.keys(run).superpixels)
+    folder, model = plan.feature_dir(plan.keys(run).feature("sam")), partial(plan.model_source, run, "sam")
     embeddings = open_features(folder, "sam", run, model, tables) if source.needs_sam else None
     write_superpixels(
         images,
         source,
         run.models.vision.grid,
-        plan.superpixel_dir(str(plan.superpixel_key(run))),
-        identity={
-            "key": plan.superpixel_key(run),
-            "code": superpixel_trigger(plan, str(plan.superpixel_key(run))),
-        },
+        plan.superpixel_dir(key),
+        identity={"key": key, "code": superpixel_trigger(plan, key)},
         sam_embeddings=(lambda i: embeddings.batch([i])[0]) if embeddings is not None else None,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.keys import is_pretrained
 from harness.plan import Plan
 from harness.stages import StageName, run_stage
 from harness.study import read_study
@@ -47,14 +48,15 @@ def tiny_sam_and_scenes(count: int, study: Path = Path("config/default.yaml")) -
     """
     plan = Plan.from_raw(read_study(study))
     run = next((r for r in plan.trained if r.superpixels is not None and r.superpixels.uses_sam), None)
-    if run is None or not plan.is_pretrained(run, "sam") or run.data.kind != "synthetic":
+    if run is None or not is_pretrained(run, "sam") or run.data.kind != "synthetic":
         raise ValueError(f"{study} pretrains no SAM on scenes of its own; name a SAM and images")
     assert run.superpixels is not None
-    sam, prepared = plan.model_dir(plan.model_key(run, "sam")), plan.prepared_dir(run)
+    keys = plan.keys(run)
+    sam, prepared = plan.model_dir(keys.model("sam")), plan.prepared_dir(run)
     wanted: list[tuple[StageName, str, Path]] = [
-        ("prepare", plan.data_key(run), prepared / "summary.json"),
-        ("pool", plan.pool_key(run), plan.pool_dir(run) / "summary.json"),
-        ("pretrain", plan.model_key(run, "sam"), sam / "done.json"),
+        ("prepare", keys.data, prepared / "summary.json"),
+        ("pool", keys.pool, plan.pool_dir(run) / "summary.json"),
+        ("pretrain", keys.model("sam"), sam / "done.json"),
     ]
     if not all(made.is_file() for _, _, made in wanted):
         plan.save(plan.config_file)

@@ -14,6 +14,7 @@ from harness.codehash import code_hash
 from harness.config import RunConfig
 from harness.discovery import get_projector
 from harness.files import digest
+from harness.keys import pretrained
 from harness.plan import Plan
 
 __all__ = [
@@ -54,21 +55,21 @@ def _source_code(source: str) -> str:
 
 def prepare_trigger(plan: Plan, key: str) -> str:
     """Data options, reader and generator."""
-    return digest([plan.data_spec(plan.owner(key)), code_hash("harness.data.prepare")])
+    return digest([plan.keys(plan.owner(key)).data_spec, code_hash("harness.data.prepare")])
 
 
 def pool_trigger(plan: Plan, key: str) -> str:
     """What the pretraining pool holds, and the generator."""
-    return digest([plan.pool_spec(plan.owner(key)), code_hash("harness.data.synthetic")])
+    return digest([plan.keys(plan.owner(key)).pool_spec, code_hash("harness.data.synthetic")])
 
 
 def pretrain_trigger(plan: Plan, key: str) -> str:
     """Sizes and schedule of one tiny model, and how it is pretrained."""
     run, part = plan.owner(key), part_of(key)
-    upstream = [plan.model_key(run, p) for p in ("language", "sam")] if part == "start" else []
+    upstream = [plan.keys(run).model(p) for p in ("language", "sam")] if part == "start" else []
     return digest(
         [
-            plan.pretrain_spec(run, part),
+            plan.keys(run).pretrain_spec(part),
             code_hash("harness.pretraining.models"),
             *(pretrain_trigger(plan, name) for name in upstream),
         ]
@@ -80,7 +81,7 @@ def superpixel_trigger(plan: Plan, key: str) -> str:
     from harness.superpixels import find_sources
 
     run = plan.owner(key)
-    spec = plan.superpixel_spec(run)
+    spec = plan.keys(run).superpixel_spec
     assert spec is not None
     sources = find_sources()
     modules = [sources[spec["source"]].module] if spec["source"] in sources else []
@@ -91,7 +92,7 @@ def feature_trigger(plan: Plan, key: str) -> str:
     """The encoder, the layer and the image size, and how features are cached; a hook's own code."""
     run, item = plan.owner(key), part_of(key)
     hook = [projector_code(run)] if item == "encoder_tokens" else []
-    return digest([plan.feature_spec(run, item), code_hash("harness.features"), *hook])
+    return digest([plan.keys(run).feature_spec(item), code_hash("harness.features"), *hook])
 
 
 def train_trigger(plan: Plan, run: RunConfig, stage: int) -> str:
@@ -120,10 +121,11 @@ def tune_trigger(plan: Plan, row: str) -> str:
 
 def checkpoint_trigger(plan: Plan, run: RunConfig, stage: int = 2) -> str:
     """Everything upstream of a run's weights: those of other data or other code are never gone on with."""
-    upstream = [prepare_trigger(plan, plan.data_key(run)), train_trigger(plan, run, stage)]
-    upstream += [pretrain_trigger(plan, plan.model_key(run, part)) for part in plan.pretrained(run)]
-    upstream += [feature_trigger(plan, plan.feature_key(run, item)) for item in plan.feature_items(run)]
-    if (key := plan.superpixel_key(run)) is not None:
+    keys = plan.keys(run)
+    upstream = [prepare_trigger(plan, keys.data), train_trigger(plan, run, stage)]
+    upstream += [pretrain_trigger(plan, keys.model(part)) for part in pretrained(run)]
+    upstream += [feature_trigger(plan, keys.feature(item)) for item in keys.feature_items]
+    if (key := keys.superpixels) is not None:
         upstream.append(superpixel_trigger(plan, key))
     return digest(upstream)
 

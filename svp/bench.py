@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,9 +15,9 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from harness.projector import ImageFeatures, Interface, Superpixels
+from harness.timing import count_flops, device_name, timed
 from svp.pooling import pool, smallest_owner
 from svp.projector import SVP
 from svp.ssa import own_embedding
@@ -60,16 +59,6 @@ class _EmbeddedPredictor(SamPredictor):
         side = self.model.image_encoder.img_size
         self.input_size = ResizeLongestSide.get_preprocess_shape(*image.shape[:2], side)
         self.features, self.is_image_set = self._embedding, True
-
-
-def _clock(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    result = call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start, result
 
 
 def _official(
@@ -162,12 +151,12 @@ def bench_superpixels(
         before = adaptive.prompts_asked
         times: dict[str, float] = {}
         with torch.inference_mode():
-            times["encode"], embedding = _clock(partial(full.encode, image), device)
+            times["encode"], embedding = timed(partial(full.encode, image), device)
         ask_official = partial(_official, sam, image, embedding, points_per_side, cuts)
-        times["official"], official = _clock(ask_official, device)
+        times["official"], official = timed(ask_official, device)
         found = {}
         for name, source in (("exact", exact), ("full", full), ("adaptive", adaptive)):
-            times[name], made = _clock(partial(source.generate, image, sam_embedding=embedding[0]), device)
+            times[name], made = timed(partial(source.generate, image, sam_embedding=embedding[0]), device)
             found[name] = made.masks.reshape(len(made.masks), image[..., 0].size)
         if number < warm_up:
             continue
@@ -203,7 +192,7 @@ def bench_superpixels(
         "options": chosen,
         "points_per_batch": {"official": 64, "ours": points_per_batch},
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": device_name(device),
         "dtype": str(next(sam.parameters()).dtype).removeprefix("torch."),
     }
 
@@ -294,13 +283,10 @@ def bench_projector(
             for name, call in _parts(projector, image).items():
                 for _ in range(2):
                     call()
-                # the counter's module tracker needs the graph that no_grad leaves out
-                with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-                    call()
-                times = [_clock(call, place)[0] for _ in range(repeats)]
+                times = [timed(call, place)[0] for _ in range(repeats)]
                 measured[batch][name] = {
                     "median_ms": 1e3 * statistics.median(times),
-                    "flops": counter.get_total_flops(),
+                    "flops": count_flops(call),
                     "analytic_flops": analytic[name],
                 }
     shape = {"patches": interface.patch_count, "vision_width": vision_width, "language_width": language_width}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.projector import VisualTokens
 
-__all__ = ["Branch", "PackedBatch", "pack"]
+__all__ = ["Branch", "PackedBatch", "mask_for", "pack"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,16 @@ class PackedBatch:
     question_column: Tensor
     branch: Tensor
     is_visual: Tensor
+
+
+def mask_for(implementation: str, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask as transformers' attention of that name reads it; a mask of four axes is handed on as is.
+
+    ``sdpa`` takes bool. ``eager`` adds the mask to the scores: bool there would hide nothing.
+    """
+    if implementation == "sdpa":
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def pack(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.models.packing import PackedBatch
+from harness.models.packing import PackedBatch, mask_for
 from harness.projector import LanguageHook
 
 __all__ = ["layer_mean", "pruned_hidden"]
@@ -24,10 +24,6 @@ def layer_mean(hook: LanguageHook | None, count: int, layers: int) -> float:
         return float(count)
     first = min(hook.layer, layers)
     return (first * count + (layers - first) * hook.kept(count)) / layers
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def _with_weights(layer: Any, hidden: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -85,10 +81,12 @@ def pruned_hidden(decoder: Any, packed: PackedBatch, hook: LanguageHook) -> Tens
         )
     hidden, positions = packed.embeddings, packed.positions
     rotary = decoder.rotary_emb(hidden, position_ids=positions)
-    kwargs = {"attention_mask": packed.mask, "position_ids": positions, "position_embeddings": rotary}
+    usual, dtype = decoder.config._attn_implementation, hidden.dtype
+    mask = mask_for(usual, packed.mask, dtype)
+    kwargs = {"attention_mask": mask, "position_ids": positions, "position_embeddings": rotary}
     for layer in decoder.layers[: hook.layer - 1]:
         hidden = layer(hidden, **kwargs)
-    kwargs["attention_mask"] = _additive(packed.mask, hidden.dtype)
+    kwargs["attention_mask"] = mask_for("eager", packed.mask, dtype)
     hidden, weights = _with_weights(decoder.layers[hook.layer - 1], hidden, **kwargs)
 
     columns, real = _own_sequences(packed, weights.detach().float().mean(1), hook)
@@ -97,7 +95,7 @@ def pruned_hidden(decoder: Any, packed: PackedBatch, hook: LanguageHook) -> Tens
     # A padded place repeats the first token, which sees itself: no row of the softmax is empty.
     sees = packed.mask[:, 0][rows[..., None], columns[:, :, None], columns[:, None, :]] & real[:, None, :]
     kwargs = {
-        "attention_mask": sees[:, None],
+        "attention_mask": mask_for(usual, sees[:, None], dtype),
         "position_ids": positions,
         "position_embeddings": decoder.rotary_emb(hidden, position_ids=positions),
     }

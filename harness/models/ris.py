@@ -21,7 +21,7 @@ from harness.captions import Captions
 from harness.config import LanguageConfig, TrainingConfig
 from harness.models.language import SEG, Template, add_lora
 from harness.models.losses import bce_loss, dice_loss
-from harness.models.packing import Branch, PackedBatch, pack
+from harness.models.packing import Branch, PackedBatch, mask_for, pack
 from harness.models.pruning import layer_mean, pruned_hidden
 from harness.models.sam import decode_masks
 from harness.projector import ImageFeatures, Projector, VisualTokens
@@ -250,7 +250,7 @@ class RISModel(nn.Module):
             return pruned_hidden(self.language.get_decoder(), packed, hook)
         out = self.language.get_decoder()(
             inputs_embeds=packed.embeddings.to(self.compute),
-            attention_mask=packed.mask,
+            attention_mask=mask_for(self.options.attention, packed.mask, self.compute),
             position_ids=packed.positions,
             use_cache=False,
         )

@@ -198,8 +198,8 @@ def test_models_of_one_domain_stay_when_the_data_change():
     def keys(**changes) -> tuple:
         plan = Plan.from_raw({**merged(), **changes}, ROOT)
         run = plan.runs["svp.base.auto.s0"]
-        models = [plan.model_key(run, part) for part in ("vision", "language", "sam")]
-        return plan.data_key(run), [plan.pool_key(run), *models]
+        models = [plan.keys(run).model(part) for part in ("vision", "language", "sam")]
+        return plan.keys(run).data, [plan.keys(run).pool, *models]
 
     data, models = keys()
     other_data, other_models = keys(set={"data.domain": "blobs"})
@@ -217,16 +217,20 @@ def test_an_ablation_shares_what_it_does_not_vary(path):
 
     def artefacts(plan: Plan) -> set[str]:
         runs = plan.runs.values()
-        keys = {plan.model_key(run, part) for run in runs for part in ("vision", "language", "sam")}
-        keys |= {plan.feature_key(run, item) for run in plan.trained for item in plan.feature_items(run)}
-        return keys | {plan.data_key(run) for run in runs} | {plan.superpixel_key(run) or "" for run in runs}
+        keys = {plan.keys(run).model(part) for run in runs for part in ("vision", "language", "sam")}
+        keys |= {
+            plan.keys(run).feature(item) for run in plan.trained for item in plan.keys(run).feature_items
+        }
+        return (
+            keys | {plan.keys(run).data for run in runs} | {plan.keys(run).superpixels or "" for run in runs}
+        )
 
     base, plan = Plan.from_raw(merged(), ROOT), Plan.from_raw(merged(path), ROOT)
     assert plan.study_dir.name == path.stem and plan.study.results == base.study.results
     shared = artefacts(plan) & artefacts(base)
     assert {key.split("-")[0] for key in shared} >= {"vision", "language", "sam"}
     if path.stem != "cross_domain":
-        assert base.data_key(base.runs["svp.base.auto.s0"]) in shared
+        assert base.keys(base.runs["svp.base.auto.s0"]).data in shared
         assert plan.runs["svp.base.auto.s0"].model_dump(exclude={"study"}) == base.runs[
             "svp.base.auto.s0"
         ].model_dump(exclude={"study"})
@@ -253,8 +257,8 @@ def test_keys_follow_what_an_artefact_depends_on():
     def keys(**changes) -> tuple:
         plan = Plan.from_raw({**merged(), **changes}, ROOT)
         run = plan.runs["svp.base.auto.s0"]
-        sam = plan.model_key(run, "sam")
-        return plan.data_key(run), sam, plan.superpixel_key(run), plan.feature_key(run, "patches")
+        sam = plan.keys(run).model("sam")
+        return plan.keys(run).data, sam, plan.keys(run).superpixels, plan.keys(run).feature("patches")
 
     base = keys()
     assert keys(set={"training.learning_rate": 1.0}) == base
@@ -271,13 +275,13 @@ def test_an_encoder_hook_has_features_of_its_own():
     rows += [{"name": "tome", "budget": 9, "variant": "plain", "config": {"proportional": False}}]
     plan = Plan.from_raw({**merged(), "rows": rows}, ROOT)
     mlp, *hooked = plan.runs.values()
-    assert "encoder_tokens" not in plan.feature_items(mlp)
-    assert len({plan.feature_key(run, "patches") for run in plan.runs.values()}) == 1
-    keys = [plan.feature_key(run, "encoder_tokens") for run in hooked]
+    assert "encoder_tokens" not in plan.keys(mlp).feature_items
+    assert len({plan.keys(run).feature("patches") for run in plan.runs.values()}) == 1
+    keys = [plan.keys(run).feature("encoder_tokens") for run in hooked]
     assert len(set(keys)) == 3
     assert all(plan.owner(key) is run for key, run in zip(keys, hooked, strict=True))
     seeds = Plan.from_raw({**merged(), "rows": rows[1:2], "seeds": [0, 1]}, ROOT)
-    assert len({seeds.feature_key(run, "encoder_tokens") for run in seeds.runs.values()}) == 1
+    assert len({seeds.keys(run).feature("encoder_tokens") for run in seeds.runs.values()}) == 1
 
 
 def test_real_data_are_missed_by_name(tmp_path):

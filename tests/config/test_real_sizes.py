@@ -6,6 +6,7 @@ import pytest
 
 from harness import jobs
 from harness.config import ConfigError
+from harness.keys import pretrained
 from harness.plan import Plan
 from harness.study import load_study, read_study, resolve_study
 
@@ -37,7 +38,7 @@ def test_both_sizes_plan_without_weights_and_data(name, monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     plan = planned(name)
     run = plan.trained[0]
-    assert not any(plan.pretrained(run) for run in plan.runs.values())
+    assert not any(pretrained(run) for run in plan.runs.values())
     assert plan.study_dir == Path("results") / f"{name}-default"
     with pytest.raises(ConfigError, match="sam: .* RIS_WEIGHTS"):
         plan.model_source(run, "sam")
@@ -49,9 +50,9 @@ def test_where_weights_lie_changes_no_key(monkeypatch):
     plan, again = planned("paper"), planned("paper")
     monkeypatch.setenv("RIS_WEIGHTS", "one")
     run = plan.trained[0]
-    key, source = plan.model_key(run, "sam"), plan.model_source(run, "sam")
+    key, source = plan.keys(run).model("sam"), plan.model_source(run, "sam")
     monkeypatch.setenv("RIS_WEIGHTS", "another")
-    assert (again.model_key(run, "sam"), source) == (key, str(Path("one") / "sam_vit_h_4b8939.pth"))
+    assert (again.keys(run).model("sam"), source) == (key, str(Path("one") / "sam_vit_h_4b8939.pth"))
 
 
 def test_superpixels_follow_the_size_of_the_models():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli import app
+from harness.config import ConfigError
 from harness.data import check as check_module
 from harness.data.check import check_data
 from harness.data.options import ReferData, ReferSet
@@ -85,9 +86,11 @@ def test_weights_that_are_not_there_are_missing_and_local_ones_are_found(tmp_pat
 
 def test_attention_disk_and_tracker_are_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr("harness.doctor.importlib.util.find_spec", lambda name: None)
-    findings = examine(study(set={"models.language.attention": "flash_attention_2"}, results=str(tmp_path)))
-    mends = [f.mend for f in findings if f.status == "missing"]
-    assert any("flash-attn" in mend for mend in mends) and any("workflow" in mend for mend in mends)
+    findings = examine(study(set={"models.language.attention": "eager"}, results=str(tmp_path)))
+    assert any("workflow" in f.mend for f in findings if f.status == "missing")
+    assert [f.status for f in findings if f.check.startswith("attention: eager")] == ["note"]
+    with pytest.raises(ConfigError, match="'sdpa' or 'eager'"):
+        study(set={"models.language.attention": "flash_attention_2"})
     monkeypatch.undo()
     silent = examine(study(tracking_uri="http://127.0.0.1:9", results=str(tmp_path)))
     assert [f.status for f in silent if f.check.startswith("tracker")] == ["wrong"]

@@ -20,9 +20,10 @@ class Dropping(Ragged):
         return self.hook
 
 
-@pytest.fixture(params=["causal", "bidirectional"])
+@pytest.fixture(params=[("causal", "sdpa"), ("bidirectional", "sdpa"), ("causal", "eager")], ids="-".join)
 def model(language_dir, request):
-    made = make_model(language_dir, visual_attention=request.param)
+    visual, attention = request.param
+    made = make_model(language_dir, visual_attention=visual, attention=attention)
     with torch.no_grad():
         for name, parameter in made.language.named_parameters():
             if "proj" in name:
@@ -69,7 +70,7 @@ def by_masking(model, tokens, text, keep, after):
     out = decoder(inputs_embeds=sequence, attention_mask=additive(sees), use_cache=False)
     for handle in handles:
         handle.remove()
-    decoder.config._attn_implementation = "sdpa"
+    decoder.config._attn_implementation = model.options.attention
     seg = start + len(tokens) + ids.index(model.seg_id)
     return out.last_hidden_state[0, seg], seen["dropped"]
 

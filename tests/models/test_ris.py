@@ -55,8 +55,10 @@ def features(count, seed=0):
 EXPRESSIONS = [["the red cup", "left star"], ["blue cup on the right"], ["a", "the", "the left red cup"]]
 
 
-def test_packed_expressions_equal_conversations_of_their_own(model):
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_expressions_equal_conversations_of_their_own(language_dir, attention):
     """Reference: each conversation alone through the causal model, no custom mask or positions."""
+    model = make_model(language_dir, attention=attention)
     image, sam = features(3)
     with torch.no_grad():
         logits, ce, visual, _ = model(image, EXPRESSIONS, sam)

@@ -41,7 +41,7 @@ def parts(plan, tmp_path_factory):
 
     root = tmp_path_factory.mktemp("parts")
     run = next(iter(plan.runs.values()))
-    generate_pool(plan.pool_options(run), root / "data")
+    generate_pool(plan.keys(run).pool_options, root / "data")
     folders = {part: root / part for part in ("language", "sam", "start")}
     for part, folder in folders.items():
         pretrain(part, run, root / "data" / "pool", folder, folders)
@@ -90,8 +90,8 @@ def test_the_same_seed_writes_the_same_start(parts, plan, tmp_path):
 
 def test_a_run_starts_from_the_pretrained_part(plan):
     run = next(iter(plan.runs.values()))
-    assert plan.start_file(run).parent == plan.model_dir(plan.model_key(run, "start"))
+    assert plan.start_file(run).parent == plan.model_dir(plan.keys(run).model("start"))
     assert plan.model_source(run, "language") == str(plan.start_file(run).parent)
-    wanted = {str(p) for p in plan.pretrain_inputs(plan.model_key(run, "start"))}
+    wanted = {str(p) for p in plan.pretrain_inputs(plan.keys(run).model("start"))}
     for part in ("language", "sam"):
-        assert str(plan.model_dir(plan.model_key(run, part)) / "done.json") in wanted
+        assert str(plan.model_dir(plan.keys(run).model(part)) / "done.json") in wanted

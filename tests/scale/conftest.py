@@ -66,7 +66,7 @@ class Study:
 
     def prepare(self):
         for run in self.plan.runs.values():
-            key = self.plan.data_key(run)
+            key = self.plan.keys(run).data
             if not (self.plan.data_dir(key) / "prepared" / "summary.json").exists():
                 prepare_data(run.data, self.plan.data_dir(key))
         return self
@@ -78,10 +78,10 @@ class Study:
     def features(self, **options):
         """Write the feature arrays of the first run; their folders by item."""
         folders = {}
-        for item in self.plan.feature_items(self.run):
-            key = self.plan.feature_key(self.run, item)
+        for item in self.plan.keys(self.run).feature_items:
+            key = self.plan.keys(self.run).feature(item)
             folders[item] = self.plan.feature_dir(key)
-            data = self.plan.data_dir(self.plan.data_key(self.run))
+            data = self.plan.data_dir(self.plan.keys(self.run).data)
             model = self.plan.model_source(self.run, "sam" if item == "sam" else "vision")
             options.setdefault("identity", "test")
             feature_stage(item, self.run, data, model, folders[item], **options)

@@ -96,7 +96,7 @@ def test_a_damaged_shard_is_refused_by_name(study):
 
 def test_an_encoder_that_does_not_give_the_item_is_named(study):
     this = study()
-    data = this.plan.data_dir(this.plan.data_key(this.run))
+    data = this.plan.data_dir(this.plan.keys(this.run).data)
     model = this.plan.model_source(this.run, "vision")
     with pytest.raises(ValueError, match="'dinov2' gives no levels"):
         feature_stage("levels", this.run, data, model, data / "unused", identity="x")

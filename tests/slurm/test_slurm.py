@@ -48,7 +48,7 @@ def test_jobs_that_wait_for_each_other_go_through_slurm(tmp_path):
     """Two jobs, the second needing the first; a whole study takes minutes and is run by CI."""
     checkout = Checkout.at(tmp_path / "repo", fake_stages=True)
     plan = Plan.from_raw(read_study(ROOT / "config/default.yaml", ROOT), ROOT)
-    model = plan.model_dir(plan.model_key(plan.trained[0], "vision")) / "done.json"
+    model = plan.model_dir(plan.keys(plan.trained[0]).model("vision")) / "done.json"
     done = checkout.snakemake(str(model), "--profile", "slurm")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (checkout.path / model).is_file()

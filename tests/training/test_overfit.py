@@ -51,12 +51,7 @@ def plan(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("study"))
         made.save(made.config_file)
-        runs = list(made.runs.values())
-        jobs = [("prepare", made.data_key(runs[0])), ("pool", made.pool_key(runs[0]))]
-        jobs += [("pretrain", made.model_key(runs[0], part)) for part in ("vision", "language", "sam")]
-        jobs += [("features", made.feature_key(r, item)) for r in runs for item in made.feature_items(r)]
-        jobs += [("superpixels", key) for r in runs if (key := made.superpixel_key(r))]
-        for stage, key in dict.fromkeys(jobs):
+        for stage, key in made.shared_stages:
             run_stage(stage, made.config_file, key=key)
         yield made
 
