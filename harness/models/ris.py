@@ -13,6 +13,7 @@ from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -143,6 +144,10 @@ class RISModel(nn.Module):
             stage: 1 or 2.
             aligning: the projector learns alone, and nothing of it is held back for stage 2.
         """
+        for module in self.language.modules():
+            if isinstance(module, BaseTunerLayer):
+                # LoRA starts at zero: before it joins it costs time and gives nothing.
+                module.enable_adapters(stage == 2)
         self.requires_grad_(False)
         self.projector.stage = 2 if aligning else stage
         prefixes = tuple(self.projector.trainable_in_stage(self.projector.stage))

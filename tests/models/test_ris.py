@@ -164,6 +164,26 @@ def test_stage_1_freezes_the_language_model_but_for_seg(model):
     assert not any("image_encoder" in n or "prompt_encoder" in n for n in changed)
 
 
+def test_lora_is_left_out_of_stage_1_and_joins_in_stage_2(model):
+    """It starts at zero, so leaving it out changes nothing; in stage 2 its weights count."""
+    image, sam = features(3)
+
+    def answer():
+        with torch.no_grad():
+            return model(image, EXPRESSIONS, sam).logits
+
+    untrained = answer()
+    model.set_stage(1)
+    assert torch.equal(answer(), untrained)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    assert torch.equal(answer(), untrained)
+    model.set_stage(2)
+    assert not torch.allclose(answer(), untrained, atol=1e-4)
+
+
 def test_stage_2_trains_lora_and_every_named_parameter_gets_a_gradient(model):
     image, sam = features(3)
     named = model.set_stage(2)
