@@ -13,7 +13,7 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
-__all__ = ["code_hash", "module_closure"]
+__all__ = ["code_hash", "module_closure", "module_file"]
 
 # The schema carries values, and the values that matter stand in ``params`` themselves.
 _NOT_FOLLOWED = (
@@ -21,6 +21,7 @@ _NOT_FOLLOWED = (
     "harness.study",
     "harness.plan",
     "harness.cli",
+    "harness.declarations",
     "harness.discovery",
     "harness.codehash",
     "harness.triggers",
@@ -29,7 +30,8 @@ _OURS = ("harness", "svp", "baselines")
 
 
 @cache
-def _module_file(module: str) -> Path | None:
+def module_file(module: str) -> Path | None:
+    """The source of a dotted module, which is not imported; ``None`` where there is none."""
     # Only the top package goes through the import system: finding a submodule imports its parents.
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
@@ -73,7 +75,7 @@ def module_closure(entry: str | Path) -> dict[str, Path]:
         ValueError: there is no such module.
     """
     ours = {*_OURS, str(entry).split(".")[0]} if isinstance(entry, str) else set(_OURS)
-    start = entry if isinstance(entry, Path) else _module_file(entry)
+    start = entry if isinstance(entry, Path) else module_file(entry)
     if start is None:
         raise ValueError(f"module {entry} cannot be found")
     found = {str(entry): start}
@@ -82,7 +84,7 @@ def module_closure(entry: str | Path) -> dict[str, Path]:
         for module in sorted(_parsed(todo.pop())[1]):
             if module.split(".")[0] not in ours or module in found or module in _NOT_FOLLOWED:
                 continue
-            if (path := _module_file(module)) is not None:
+            if (path := module_file(module)) is not None:
                 found[module] = path
                 todo.append(path)
     return found

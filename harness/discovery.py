@@ -1,49 +1,41 @@
-"""Finds projectors by folder and entry point, reading their declarations without importing torch.
-
-The workflow must plan in well under a second and each Slurm job parses it again, so names, needs
-and budgets are read from the source with :mod:`ast`; the class is imported only when it is used.
-"""
+"""Finds projectors, controls and superpixel sources by folder and entry point, without importing them."""
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
 import importlib.util
 import sys
-from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
+
+from harness.declarations import Declaration, declarations
 
 if TYPE_CHECKING:
     from harness.projector import Projector
+    from harness.superpixels import SuperpixelSource
 
-__all__ = ["ProjectorInfo", "find_projectors", "get_projector", "nearest", "load_projector"]
+_D = TypeVar("_D", bound=Declaration)
 
-_DECLARED = ("name", "kind", "reference", "licence", "budgets", "needs", "superpixel_source", "acts_on")
+__all__ = [
+    "ProjectorInfo",
+    "SourceInfo",
+    "find_projectors",
+    "find_sources",
+    "get_projector",
+    "get_source",
+    "load_projector",
+    "load_source",
+    "nearest",
+]
 
 
-@dataclass(frozen=True)
-class ProjectorInfo:
-    """A projector's declaration, as written in its file.
+class ProjectorInfo(Declaration):
+    """A projector's or control's declaration, as written in its file."""
 
-    Attributes:
-        name: the projector's name.
-        path: its source file.
-        class_name: the class in that file.
-        module: dotted module, or ``None`` for a lone file named by its path.
-        declared: its literal class attributes (``kind``, ``needs``, ``budgets`` …).
-        options: names of the fields of its ``Config``; ``None`` where it is inherited.
-    """
-
-    name: str
-    path: Path
-    class_name: str
-    module: str | None
-    declared: dict[str, Any] = field(default_factory=dict)
-    options: frozenset[str] | None = None
+    ATTRIBUTES = ("name", "kind", "reference", "licence", "budgets", "needs", "superpixel_source", "acts_on")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -66,77 +58,76 @@ class ProjectorInfo:
         return self.declared.get("superpixel_source")
 
 
+class SourceInfo(Declaration):
+    """A superpixel source's declaration, as written in its file."""
+
+    ATTRIBUTES = ("name", "reference", "needs_sam")
+
+    @property
+    def needs_sam(self) -> bool:
+        """Whether it is built with a SAM."""
+        return bool(self.declared.get("needs_sam", False))
+
+
 def nearest(word: str, known: list[str]) -> str:
     """``"; did you mean 'x'?"`` for the closest known word, or the list of all."""
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
 
 
-def _option_names(node: ast.ClassDef) -> frozenset[str] | None:
-    for item in node.body:
-        if isinstance(item, ast.ClassDef) and item.name == "Config":
-            fields = [
-                a.target.id
-                for a in item.body
-                if isinstance(a, ast.AnnAssign) and isinstance(a.target, ast.Name)
-            ]
-            plain = all(isinstance(b, ast.Name) and b.id == "ProjectorConfig" for b in item.bases)
-            return frozenset(fields) if plain else None
-    plain = all(isinstance(b, ast.Name) and b.id in ("Projector", "Control") for b in node.bases)
-    return frozenset() if plain else None
-
-
-def _declarations(path: Path, module: str | None) -> tuple[ProjectorInfo, ...]:
-    return _read_declarations(path, module, path.stat().st_mtime_ns)
-
-
 @cache
-def _read_declarations(path: Path, module: str | None, _changed_ns: int) -> tuple[ProjectorInfo, ...]:
-    found = []
-    for node in ast.parse(path.read_text(), filename=str(path)).body:
-        if not isinstance(node, ast.ClassDef):
-            continue
-        literals: dict[str, Any] = {}
-        for item in node.body:
-            target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", None)
-            if isinstance(target, ast.Name) and target.id in _DECLARED and getattr(item, "value", None):
-                try:
-                    literals[target.id] = ast.literal_eval(item.value)  # type: ignore[attr-defined, union-attr]
-                except ValueError as error:
-                    raise ValueError(f"{path}: {node.name}.{target.id} must be a literal") from error
-        if isinstance(literals.get("name"), str):
-            found.append(
-                ProjectorInfo(literals["name"], path, node.name, module, literals, _option_names(node))
-            )
-    return tuple(found)
+def _packages(group: str) -> tuple[str, ...]:
+    return tuple(sorted({point.value for point in entry_points(group=group)}))
 
 
-@cache
-def _package_folders() -> tuple[tuple[str, Path], ...]:
-    folders = []
-    for point in entry_points(group="svp.projectors"):
-        spec = importlib.util.find_spec(point.value)
-        if spec and spec.submodule_search_locations:
-            folders.append((point.value, Path(next(iter(spec.submodule_search_locations)))))
-    return tuple(sorted(folders))
+def _found(packages: tuple[str, ...], kind: type[_D], what: str) -> dict[str, _D]:
+    found: dict[str, _D] = {}
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            for path in sorted(Path(folder).glob("*.py")):
+                for info in declarations(path, f"{package}.{path.stem}", kind):
+                    if info.name in found:
+                        first = found[info.name].path
+                        raise ValueError(f"{what} '{info.name}' is declared in {first} and {path}")
+                    found[info.name] = info
+    return found
 
 
 def find_projectors() -> dict[str, ProjectorInfo]:
-    """Every projector of every registered package, by name.
+    """Every projector and control of every registered package, by name.
 
     Raises:
-        ValueError: two files declare the same name.
+        ValueError: two files declare the same name, or an attribute is not a literal.
     """
-    found: dict[str, ProjectorInfo] = {}
-    for package, folder in _package_folders():
-        for path in sorted(folder.glob("*.py")):
-            for info in _declarations(path, f"{package}.{path.stem}"):
-                if info.name in found:
-                    raise ValueError(
-                        f"projector '{info.name}' is declared in {found[info.name].path} and {path}"
-                    )
-                found[info.name] = info
-    return found
+    return _found(_packages("svp.projectors"), ProjectorInfo, "projector")
+
+
+def find_sources(*packages: str) -> dict[str, SourceInfo]:
+    """Every superpixel source of ``packages`` (default: the registered ones), by name.
+
+    Raises:
+        ValueError: two files declare the same name, or an attribute is not a literal.
+    """
+    return _found(packages or _packages("svp.superpixel_sources"), SourceInfo, "superpixel source")
+
+
+def get_source(name: str, *packages: str) -> SourceInfo:
+    """The superpixel source called ``name``.
+
+    Raises:
+        ValueError: there is none; the message names the nearest.
+    """
+    known = find_sources(*packages)
+    if name not in known:
+        raise ValueError(f"unknown superpixel source '{name}'{nearest(name, list(known))}")
+    return known[name]
+
+
+def load_source(name: str, *packages: str) -> type[SuperpixelSource]:
+    """Import the class of a superpixel source (see :func:`get_source`)."""
+    info = get_source(name, *packages)
+    return getattr(importlib.import_module(str(info.module)), info.class_name)
 
 
 def get_projector(name: str) -> ProjectorInfo:
@@ -149,7 +140,7 @@ def get_projector(name: str) -> ProjectorInfo:
         path = Path(name)
         if not path.is_file():
             raise ValueError(f"projector file {name} does not exist")
-        infos = _declarations(path.resolve(), None)
+        infos = declarations(path.resolve(), None, ProjectorInfo)
         if len(infos) != 1:
             raise ValueError(
                 f"{name} must declare exactly one projector with a literal 'name', found {len(infos)}"
@@ -160,7 +151,7 @@ def get_projector(name: str) -> ProjectorInfo:
         spec = importlib.util.find_spec(module)
         if spec is None or spec.origin is None:
             raise ValueError(f"projector module {module} cannot be found")
-        for info in _declarations(Path(spec.origin), module):
+        for info in declarations(Path(spec.origin), module, ProjectorInfo):
             if info.class_name == class_name:
                 return info
         raise ValueError(f"{spec.origin} declares no projector class {class_name}")

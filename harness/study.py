@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from harness.config import BLOCKS, Budget, ConfigError, Row, RunConfig, StudyConfig
-from harness.discovery import get_projector, nearest
+from harness.config import BLOCKS, Budget, ConfigError, Row, RunConfig, StudyConfig, SuperpixelConfig
+from harness.declarations import Declaration
+from harness.discovery import get_projector, get_source, nearest
 
 __all__ = ["load_study", "read_study", "resolve_study", "row_names"]
 
@@ -122,16 +123,28 @@ def row_names(projector: str, variant: str) -> tuple[str, ...]:
     return (projector, named) if variant == "base" else (named,)
 
 
+def _check_options(info: Declaration, given: Mapping[str, Any], where: str) -> None:
+    for key in given:
+        if info.options is not None and key not in info.options:
+            raise ConfigError(f"{where}: unknown option '{key}'{nearest(key, sorted(info.options))}")
+
+
+def _check_superpixels(config: SuperpixelConfig) -> None:
+    try:
+        info = get_source(config.source)
+    except ValueError as error:
+        raise ConfigError(f"superpixels: {error}") from error
+    _check_options(info, config.options, f"superpixels: {config.source}")
+    if info.needs_sam and not config.uses_sam:
+        raise ConfigError(f"superpixels: {config.source} takes its masks from a SAM; set uses_sam: true")
+
+
 def _check_row(row: Row, study: StudyConfig) -> Any:
     try:
         info = get_projector(row.name)
     except ValueError as error:
         raise ConfigError(f"config: rows: {error}") from error
-    for key in row.config:
-        if info.options is not None and key not in info.options:
-            raise ConfigError(
-                f"config: rows: {row.name}: unknown option '{key}'{nearest(key, sorted(info.options))}"
-            )
+    _check_options(info, row.config, f"config: rows: {row.name}")
     if info.acts_on == "run":
         rows = [row_names(r.label or r.name, r.variant) for r in study.rows]
         if row.of is None or not any(row.of in names for names in rows):
@@ -161,6 +174,16 @@ def _tokens(budget: Budget, vision: Mapping[str, Any], name: str) -> int | None:
     if patches % share:
         raise ConfigError(f"config: rows: {name}: {budget} of {patches} patches is no whole number")
     return patches // share
+
+
+def _check_runs(runs: list[RunConfig]) -> None:
+    seen: set[str] = set()
+    for run in runs:
+        if run.id in seen:
+            raise ConfigError(f"config: rows: two rows are called {run.id}; give one a 'variant'")
+        seen.add(run.id)
+        if run.superpixels is not None:
+            _check_superpixels(run.superpixels)
 
 
 def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]:
@@ -222,9 +245,5 @@ def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]
                 runs.append(RunConfig.model_validate(values))
             except ValidationError as error:
                 raise _explain(error, f"config: {row.name}") from error
-    seen: set[str] = set()
-    for run in runs:
-        if run.id in seen:
-            raise ConfigError(f"config: rows: two rows are called {run.id}; give one a 'variant'")
-        seen.add(run.id)
+    _check_runs(runs)
     return runs

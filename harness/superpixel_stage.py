@@ -14,12 +14,14 @@ from tqdm import tqdm
 
 from harness.config import RunConfig
 from harness.data.tables import Tables, load_tables
+from harness.discovery import load_source
 from harness.features import open_features
 from harness.files import digest, write_json
+from harness.images import read_rgb
 from harness.models.sam import load_sam
 from harness.plan import Plan
 from harness.superpixel_store import FORMAT_VERSION, encode_image, read_shard_rows, summarise, write_shard
-from harness.superpixels import SuperpixelSource, load_source, read_rgb
+from harness.superpixels import SuperpixelSource
 from harness.triggers import superpixel_trigger
 
 __all__ = ["build_source", "superpixel_stage", "write_superpixels"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.codehash import code_hash
 from harness.config import RunConfig
-from harness.discovery import get_projector
+from harness.discovery import get_projector, get_source
 from harness.files import digest
 from harness.keys import pretrained
 from harness.plan import Plan
@@ -78,14 +78,11 @@ def pretrain_trigger(plan: Plan, key: str) -> str:
 
 def superpixel_trigger(plan: Plan, key: str) -> str:
     """The source with its options, and the source's code."""
-    from harness.superpixels import find_sources
-
     run = plan.owner(key)
     spec = plan.keys(run).superpixel_spec
     assert spec is not None
-    sources = find_sources()
-    modules = [sources[spec["source"]].module] if spec["source"] in sources else []
-    return digest([spec, code_hash("harness.superpixel_stage", *modules)])
+    module = str(get_source(spec["source"]).module)
+    return digest([spec, code_hash("harness.superpixel_stage", module)])
 
 
 def feature_trigger(plan: Plan, key: str) -> str:

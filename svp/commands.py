@@ -64,7 +64,8 @@ def bench_superpixels_command(
         thresholds: of the official and the exact generator, as JSON; default: SAM's own, which a tiny SAM
             hardly passes: for the default study's SAM that study's.
     """
-    from harness.superpixels import open_sam, read_rgb
+    from harness.images import read_rgb
+    from harness.superpixels import open_sam
     from svp.bench import bench_superpixels, same_count
 
     chosen, cuts = (json_module.loads(text) if text else {} for text in (options, thresholds))
@@ -119,7 +120,9 @@ def calibrate_command(
     """
     from dataclasses import asdict
 
-    from harness.superpixels import load_source, open_sam, read_rgb
+    from harness.discovery import load_source
+    from harness.images import read_rgb
+    from harness.superpixels import open_sam
     from svp.superpixels.calibration import calibrate
 
     chosen, given = load_source(source), json_module.loads(options)
@@ -155,7 +158,8 @@ def superpixels(
         sam: weights, for sources that use a SAM.
         kind: of the weights.
     """
-    from harness.superpixels import load_source, open_sam
+    from harness.discovery import load_source
+    from harness.superpixels import open_sam
     from svp.overlay import superpixel_overlay
 
     chosen = load_source(source)

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from harness.superpixels import SuperpixelMasks, SuperpixelSource, read_rgb
+from harness.images import read_rgb
+from harness.superpixels import SuperpixelMasks, SuperpixelSource
 
 __all__ = ["draw_attention", "draw_superpixels", "superpixel_overlay"]
 

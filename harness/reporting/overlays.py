@@ -18,9 +18,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as coco_mask
 
+from harness.images import read_rgb
 from harness.reporting.style import INK, MUTED, house_style, save
 from harness.scoring.metrics import EXPRESSION_KEY, expression_iou, read_scores
 from harness.scoring.rle import run_lengths
@@ -206,14 +206,6 @@ def _targets(prepared: Path) -> pd.DataFrame:
     return out.merge(images[["image_id", "path"]], on="image_id").drop(columns="image_id")
 
 
-def _read_image(path: Path) -> NDArray[np.uint8]:
-    try:
-        with Image.open(path) as stream:
-            return np.asarray(stream.convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error}); fetch or generate the images again") from error
-
-
 def overlays_stage(
     runs: Mapping[str, tuple[Path | str, Path | str]],
     prepared_dir: Path | str,
@@ -239,7 +231,8 @@ def overlays_stage(
         ``overlays.png`` and ``overlays.pdf``.
 
     Raises:
-        ValueError: an image is missing or cannot be read.
+        FileNotFoundError: an image is missing.
+        ValueError: one cannot be read.
     """
     key = list(EXPRESSION_KEY)
     scores = read_scores([next(iter(runs.values()))[0]])
@@ -253,7 +246,7 @@ def overlays_stage(
         place = tuple(row[k] for k in key)
         examples.append(
             Example(
-                image=_read_image(Path(image_root) / str(row["path"])),
+                image=read_rgb(Path(image_root) / str(row["path"])),
                 sentence=str(row["sentence"]),
                 truth=_decode(row["rle"], *size),
                 predictions={

@@ -81,5 +81,5 @@ def test_stage_reads_a_study(made_up, tmp_path):
     assert [p.name for p in written] == ["overlays.png", "overlays.pdf"] and all(p.is_file() for p in written)
     assert len(asked) == 3
     (tmp_path / f"{asked[0]}.png").write_bytes(b"cut off")
-    with pytest.raises(ValueError, match=f"{asked[0]}.png cannot be read"):
+    with pytest.raises(ValueError, match=f"{asked[0]}.png is truncated or no image"):
         overlays_stage(runs, prepared, tmp_path, tmp_path / "f", per_rank=1)

@@ -4,7 +4,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from harness.superpixels import SuperpixelMasks, find_sources, load_source, read_rgb
+from harness.discovery import find_sources, load_source
+from harness.images import read_rgb
+from harness.superpixels import SuperpixelMasks
 from svp.superpixels.felzenszwalb import Felzenszwalb
 from svp.superpixels.grid import Grid
 from svp.superpixels.instances import Instances
@@ -142,9 +144,10 @@ def test_an_unreadable_image_is_named(tmp_path):
     whole, cut = tmp_path / "whole.png", tmp_path / "cut.png"
     Image.fromarray(scene()).save(whole)
     cut.write_bytes(whole.read_bytes()[:150])
-    for path in (cut, tmp_path / "gone.png"):
-        with pytest.raises(ValueError, match=path.name):
-            read_rgb(path)
+    with pytest.raises(ValueError, match=r"cut\.png is truncated or no image"):
+        read_rgb(cut)
+    with pytest.raises(FileNotFoundError, match=r"gone\.png is missing; .*svp data check"):
+        read_rgb(tmp_path / "gone.png")
 
 
 def test_masks_that_do_not_belong_together_are_refused():

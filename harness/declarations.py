@@ -1,0 +1,112 @@
+"""Reads what a class declares from its source, with :mod:`ast`, so that planning imports no torch.
+
+The workflow must plan in seconds, and each Slurm job parses it again: names, needs and options of
+projectors, controls and superpixel sources are read; a class is imported only when it is used.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from harness.codehash import module_file
+
+__all__ = ["Declaration", "declarations"]
+
+# Bases whose ``Config`` has no options, and bases of a ``Config`` itself.
+_PLAIN = {"Projector", "Control", "SuperpixelSource", "ProjectorConfig", "SuperpixelConfig", "BaseModel"}
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """A class as its file declares it; subclasses name the literal class attributes that they read.
+
+    Attributes:
+        name: the literal ``name``.
+        path: its source file.
+        class_name: the class in that file.
+        module: dotted module, or ``None`` for a lone file named by its path.
+        declared: those of ``ATTRIBUTES`` that the class sets.
+        options: names of the fields of its ``Config``, inherited ones included; ``None`` where a base
+            cannot be followed.
+    """
+
+    ATTRIBUTES: ClassVar[tuple[str, ...]] = ("name",)
+
+    name: str
+    path: Path
+    class_name: str
+    module: str | None
+    declared: dict[str, Any] = field(default_factory=dict)
+    options: frozenset[str] | None = None
+
+
+_D = TypeVar("_D", bound=Declaration)
+
+
+def declarations(path: Path, module: str | None, kind: type[_D]) -> tuple[_D, ...]:
+    """The classes of a file that have a literal ``name``, each as a ``kind``.
+
+    Args:
+        path: the file.
+        module: its dotted name, if it has one.
+        kind: of declaration.
+
+    Raises:
+        ValueError: an attribute is no literal; the message names it.
+    """
+    return _read(path, module, kind, path.stat().st_mtime_ns)  # type: ignore[arg-type]
+
+
+@cache
+def _read(path: Path, module: str | None, kind: type[_D], _changed_ns: int) -> tuple[_D, ...]:
+    found = []
+    tree = ast.parse(path.read_text(), filename=str(path))
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        literals: dict[str, Any] = {}
+        for item in node.body:
+            target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", None)
+            if isinstance(target, ast.Name) and target.id in kind.ATTRIBUTES and getattr(item, "value", None):
+                try:
+                    literals[target.id] = ast.literal_eval(item.value)  # type: ignore[attr-defined]
+                except ValueError as error:
+                    raise ValueError(f"{path}: {node.name}.{target.id} must be a literal") from error
+        if isinstance(literals.get("name"), str):
+            found.append(kind(literals["name"], path, node.name, module, literals, _options(node, tree)))
+    return tuple(found)
+
+
+def _options(node: ast.ClassDef, tree: ast.Module) -> frozenset[str] | None:
+    """Fields of the ``Config`` of a class, of which only the first base counts."""
+    own = next((item for item in node.body if isinstance(item, ast.ClassDef) and item.name == "Config"), None)
+    fields = [a.target.id for a in own.body if _is_field(a)] if own else []  # type: ignore[attr-defined]
+    bases = (own or node).bases
+    base = bases[0] if bases else None
+    if isinstance(base, ast.Attribute) and base.attr == "Config":
+        base = base.value
+    if not isinstance(base, ast.Name):
+        return None
+    inherited = frozenset() if base.id in _PLAIN else _options_of(base.id, tree)
+    return None if inherited is None else inherited | frozenset(fields)
+
+
+def _is_field(item: ast.stmt) -> bool:
+    return isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+
+
+def _options_of(name: str, tree: ast.Module) -> frozenset[str] | None:
+    """Those of the class called ``name`` in a file, defined there or imported from another."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return _options(node, tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            original = next((a.name for a in node.names if (a.asname or a.name) == name), None)
+            path = module_file(node.module) if original else None
+            if original and path:
+                return _options_of(original, ast.parse(path.read_text(), filename=str(path)))
+    return None
