@@ -31,15 +31,24 @@ from harness.tensors import load_tensors
 __all__ = ["RunData", "build_model", "load_stage"]
 
 
-def build_model(plan: Plan, run: RunConfig, data: RunData) -> RISModel:
-    """The run's model with fresh trained parts; the shared ones start alike for every projector."""
+def build_model(plan: Plan, run: RunConfig, vision_width: int) -> RISModel:
+    """The run's model with fresh trained parts; the shared ones start alike for every projector.
+
+    Args:
+        plan: the study.
+        run: what is built.
+        vision_width: ``d`` of the patch embeddings that it will see.
+
+    Raises:
+        ValueError: the projector cannot be built so; the message says why.
+    """
     dtype = getattr(torch, run.training.dtype)
     language, tokenizer = load_language(run.models.language, plan.model_source(run, "language"), dtype)
     sam = load_sam(plan.model_source(run, "sam"), run.models.sam.kind, run.models.sam.sha256)
     sam.image_encoder = NoEncoder(sam.image_encoder.img_size)
     projector_class = load_projector(run.source)
     interface = Interface(
-        vision_width=data.vision_width,
+        vision_width=vision_width,
         language_width=language.config.hidden_size,
         grid=run.models.vision.grid,
         budget=run.budget,

@@ -46,7 +46,7 @@ def _bed(study: Path, folder: Path, changes: dict[str, Any]) -> Plan:
 def _ready(plan: Plan, run: RunConfig) -> tuple[RISModel, RunData, torch.device]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = RunData(plan, run)
-    model = build_model(plan, run, data).to(device)
+    model = build_model(plan, run, data.vision_width).to(device)
     model.set_stage(2)
     return model, data, device
 

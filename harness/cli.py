@@ -14,6 +14,7 @@ from cyclopts import App, Parameter
 from harness.commands.bench import bench
 from harness.commands.data import data, doctor
 from harness.commands.protocols import protocols, verify
+from harness.commands.segment import segment
 from harness.commands.weights import weights
 from harness.stages import StageName, run_stage
 
@@ -154,7 +155,7 @@ def stage(
         raise
 
 
-for _command in (bench, data, doctor, protocols, verify, weights):
+for _command in (bench, data, doctor, protocols, segment, verify, weights):
     app.command(_command)
 
 

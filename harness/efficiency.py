@@ -29,7 +29,7 @@ from harness.models.ris import RISModel
 from harness.models.sam import load_sam, sam_input
 from harness.models.vision import load_vision
 from harness.plan import Plan
-from harness.prediction import evaluated
+from harness.scoring.scored import evaluated
 from harness.superpixel_stage import build_source
 from harness.superpixels import SuperpixelSource
 from harness.timing import count_flops, device_name, peak_rates, timed
@@ -169,7 +169,7 @@ def _measure_encoders(plan: Plan, row: _Row, device: torch.device) -> None:
     vision = load_vision(run.models.vision, plan.model_source(run, "vision")).to(device)
     sam = load_sam(plan.model_source(run, "sam"), run.models.sam.kind, run.models.sam.sha256).to(device)
     hook = encoder_hook(run) if "encoder_tokens" in run.needs else None
-    source = build_source(plan, run, data.tables) if run.superpixels is not None else None
+    source = build_source(plan, run) if run.superpixels is not None else None
     for batch, groups in row.groups.items():
         if batch == -1:
             continue
@@ -205,7 +205,7 @@ def _rows(plan: Plan, runs: list[RunConfig], device: torch.device) -> list[_Row]
     frozen: dict[tuple[object, ...], dict[str, Tensor]] = {}
     for run in tqdm(runs, desc="load the rows", mininterval=5):
         data = RunData(plan, run)
-        model = build_model(plan, run, data)
+        model = build_model(plan, run, data.vision_width)
         load_stage(model, plan.weights(run.id))
         row = _Row(run, data, model, _groups(data.expressions, run))
         sources = (plan.model_source(run, part) for part in ("language", "sam"))

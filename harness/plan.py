@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from harness.config import ConfigError, RunConfig, StudyConfig
 from harness.data.options import ReferData, expand_root
+from harness.discovery import nearest
 from harness.files import read_json, write_json
 from harness.keys import Keys, SharedStage, is_pretrained, pretrained
 from harness.study import load_study, resolve_study, row_names
@@ -152,6 +153,20 @@ class Plan:
         """The first projectors of the table, drawn side by side on the same photographs."""
         chosen = [r for r in self.trained if r.kind == "projector" and r.seed == self.study.seeds[0]]
         return (chosen or self.trained)[:3]
+
+    def run_named(self, name: str) -> RunConfig:
+        """The run called so by its id, or the first of that ``projector`` or ``projector.variant``.
+
+        Raises:
+            ConfigError: there is none; the message names the nearest.
+        """
+        known: dict[str, RunConfig] = {}
+        for run in self.runs.values():
+            for called in (run.id, *row_names(run.projector, run.variant)):
+                known.setdefault(called, run)
+        if name not in known:
+            raise ConfigError(f"study '{self.study.study}' has no row '{name}'{nearest(name, list(known))}")
+        return known[name]
 
     def base_run(self, run: RunConfig) -> RunConfig:
         """The trained run whose weights a run predicts with (itself, or the one its control acts on)."""

@@ -5,7 +5,7 @@ Where a run has several processes each predicts some batches of images, and the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
 import numpy as np
@@ -24,10 +24,11 @@ from harness.models.ris import RISModel
 from harness.models.sam import sam_frame, upscale_logits
 from harness.parallel import Workers
 from harness.plan import Plan
+from harness.projector import ImageFeatures
 from harness.scoring.scored import evaluated, select
 from harness.seeds import deterministic
 
-__all__ = ["evaluated", "predict_stage"]
+__all__ = ["encode_mask", "image_batches", "predict_batch", "predict_masks", "predict_stage"]
 
 _IMAGES_PER_BATCH = 16
 
@@ -45,6 +46,47 @@ def image_batches(rows: pd.DataFrame, size: int = _IMAGES_PER_BATCH) -> Iterator
 
 
 @torch.no_grad()
+def predict_masks(
+    model: RISModel,
+    image: ImageFeatures,
+    sam_embeddings: Tensor,
+    expressions: Sequence[Sequence[str]],
+    sizes: Sequence[tuple[int, int]],
+    protocol: ProtocolConfig,
+) -> tuple[list[np.ndarray], list[int], list[bool]]:
+    """Masks of the expressions of ``b`` images.
+
+    Args:
+        model: in eval mode.
+        image: what the projector sees of the images.
+        sam_embeddings: ``[b, C, h, w]``.
+        expressions: the expressions of each image.
+        sizes: ``(height, width)`` of each image.
+        protocol: how answers are decoded, and where a mask begins.
+
+    Returns:
+        bool ``[m_i, height, width]`` and visual tokens of each image; whether ``[SEG]`` was said, of each
+        expression.
+    """
+    if protocol.decode == "generate":
+        visual = model.visual_tokens(image)
+        prompts, emitted = generate_prompts(model, visual, expressions, protocol.max_new_tokens)
+        owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor([len(g) for g in expressions]))
+        logits = model.mask_logits(prompts, sam_embeddings[owner.to(sam_embeddings.device)])
+    else:
+        logits, _, visual, _ = model(image, expressions, sam_embeddings)
+        emitted = torch.ones(len(logits), dtype=torch.bool)
+    side = model.sam.image_encoder.img_size
+    counts = [len(group) for group in expressions]
+    masks = []
+    for part, said, (height, width) in zip(logits.split(counts), emitted.split(counts), sizes, strict=True):
+        frame = sam_frame(height, width, side)
+        full = upscale_logits(part[:, None].float(), side, frame, height, width)[:, 0]
+        # A model that does not say [SEG] shows nothing: its empty mask leaves the target in the union.
+        masks.append(((full > protocol.threshold) & said[:, None, None].to(full.device)).cpu().numpy())
+    return masks, visual.lengths.tolist(), emitted.tolist()
+
+
 def predict_batch(
     model: RISModel,
     data: RunData,
@@ -63,31 +105,18 @@ def predict_batch(
     """
     device = next(model.parameters()).device
     image_ids = [int(g["image_id"].iloc[0]) for g in groups]
-    expressions = [g["sentence"].tolist() for g in groups]
     read = [(read_instead or {}).get(i, i) for i in image_ids]
-    features, sam = data.features(read, device), data.sam_embeddings(image_ids, device)
-    if protocol.decode == "generate":
-        visual = model.visual_tokens(features)
-        prompts, emitted = generate_prompts(model, visual, expressions, protocol.max_new_tokens)
-        owner = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(g) for g in groups]))
-        logits = model.mask_logits(prompts, sam[owner.to(sam.device)])
-    else:
-        logits, _, visual, _ = model(features, expressions, sam)
-        emitted = torch.ones(len(logits), dtype=torch.bool)
-    image_size = model.sam.image_encoder.img_size
-    counts: list[str] = []
-    tokens: list[int] = []
-    start = 0
-    for group, image_id, length in zip(groups, image_ids, visual.lengths.tolist(), strict=True):
-        height, width = data.size(image_id)
-        part: Tensor = logits[start : start + len(group), None].float()
-        said = emitted[start : start + len(group), None, None].to(part.device)
-        start += len(group)
-        full = upscale_logits(part, image_size, sam_frame(height, width, image_size), height, width)
-        # A model that does not say [SEG] shows nothing: its empty mask leaves the target in the union.
-        counts += [encode_mask(m) for m in ((full[:, 0] > protocol.threshold) & said).cpu().numpy()]
-        tokens += [length] * len(group)
-    return counts, tokens, emitted.tolist()
+    masks, lengths, emitted = predict_masks(
+        model,
+        data.features(read, device),
+        data.sam_embeddings(image_ids, device),
+        [g["sentence"].tolist() for g in groups],
+        [data.size(image_id) for image_id in image_ids],
+        protocol,
+    )
+    counts = [encode_mask(mask) for part in masks for mask in part]
+    tokens = [length for part, length in zip(masks, lengths, strict=True) for _ in part]
+    return counts, tokens, emitted
 
 
 def predict_stage(plan: Plan, run: RunConfig) -> None:
@@ -109,7 +138,7 @@ def predict_stage(plan: Plan, run: RunConfig) -> None:
         _write(plan, run, data, rows, counts, tokens, [True] * len(rows))
         return
     workers = Workers()
-    model = build_model(plan, base, data).to(workers.device).eval()
+    model = build_model(plan, base, data.vision_width).to(workers.device).eval()
     load_stage(model, plan.run_dir(base.id) / "stage2.safetensors")
     model.projector.stage = 2
     read_instead: Mapping[int, int] = {}

@@ -16,6 +16,7 @@ from typing import Any
 from harness.data.options import ReferData
 from harness.files import atomic_path, write_json
 from harness.plan import Plan
+from harness.reporting.claims import write_claims
 from harness.reporting.digest import write_digest
 
 __all__ = ["provenance", "provenance_of", "show_in_readme", "take_snapshot"]
@@ -56,7 +57,7 @@ def provenance_of(command: str) -> dict[str, Any]:
 
 
 def take_snapshot(plan: Plan, command: str) -> Path:
-    """Copy tables and figures, and write the page of all snapshots anew.
+    """Copy tables and figures, and write the page of all snapshots and that of the paper's claims anew.
 
     Figures of real photographs stay behind, as many licences forbid derivatives.
 
@@ -81,6 +82,9 @@ def take_snapshot(plan: Plan, command: str) -> Path:
         shutil.copytree(folder, target)
     write_json(out / "provenance.json", made_by)
     write_digest(out.parent)
+    claims = Path("results/published/claims.yaml")
+    if claims.is_file():
+        write_claims(out.parent, claims)
     if plan.study_dir.name == "default":
         show_in_readme(Path("README.md"), (out / "tables" / "main.md").read_text())
     return out

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from harness.config import RunConfig
-from harness.data.tables import Tables, load_tables
+from harness.data.tables import load_tables
 from harness.discovery import load_source
 from harness.features import open_features
 from harness.files import digest, write_json
@@ -27,13 +27,12 @@ from harness.triggers import superpixel_trigger
 __all__ = ["build_source", "superpixel_stage", "write_superpixels"]
 
 
-def build_source(plan: Plan, run: RunConfig, tables: Tables | None = None) -> SuperpixelSource:
+def build_source(plan: Plan, run: RunConfig) -> SuperpixelSource:
     """The run's superpixel source, with its options and, where it asks for one, the run's SAM.
 
     Args:
         plan: the study.
-        run: names the source and the SAM.
-        tables: the prepared tables, for sources that look annotations up.
+        run: names the source and the SAM; a source that looks annotations up reads those of its data.
 
     Raises:
         ValueError: the run uses no superpixels, or an option is unknown or wrong.
@@ -139,7 +138,7 @@ def superpixel_stage(plan: Plan, run: RunConfig) -> None:
     """Write the superpixel store of a run (see :func:`write_superpixels`)."""
     torch.set_num_threads(run.training.torch_threads)
     tables = load_tables(plan.prepared_dir(run))
-    source = build_source(plan, run, tables)
+    source = build_source(plan, run)
     images: pd.DataFrame = tables.images.sort_values("image_id", ignore_index=True)
     images = images.assign(path=[str(tables.image_path(i)) for i in images["image_id"]])
     key = str(plan.keys(run).superpixels)

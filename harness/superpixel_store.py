@@ -9,7 +9,7 @@ mask ``M`` is therefore the inner product of ``X`` with ``A_y^T M A_x / sum(M)``
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,16 @@ from harness.files import atomic_path, read_json
 from harness.projector import Superpixels
 from harness.superpixels import SuperpixelMasks
 
-__all__ = ["FORMAT_VERSION", "SuperpixelStore", "area_map", "bilinear_map", "encode_image", "mask_geometry"]
+__all__ = [
+    "FORMAT_VERSION",
+    "SuperpixelStore",
+    "area_map",
+    "bilinear_map",
+    "encode_image",
+    "mask_geometry",
+    "on_grid",
+    "stood_in",
+]
 
 FORMAT_VERSION = 1
 _ROW_GROUP = 16  # images read at once: a random access costs about one megabyte at paper size
@@ -105,13 +114,32 @@ def mask_geometry(masks: np.ndarray, grid: tuple[int, int]) -> dict[str, np.ndar
     return {"occupancy": occupancy, "weights": weights, "boxes": boxes, "areas": areas}
 
 
+def stood_in(made: SuperpixelMasks) -> SuperpixelMasks:
+    """The superpixels; where there is none, one that covers the whole image."""
+    if len(made.masks):
+        return made
+    whole = np.ones((1, *made.masks.shape[1:]), bool)
+    return SuperpixelMasks(whole, np.zeros(1, np.float32), np.full(1, 2, np.int8))
+
+
+def on_grid(geometry: Sequence[Mapping[str, np.ndarray]]) -> Superpixels:
+    """The superpixels of ``b`` images, float32, from what :func:`mask_geometry` gave of each."""
+    weights = torch.from_numpy(np.concatenate([g["weights"] for g in geometry]).astype(np.float32))
+    occupancy = torch.from_numpy(np.concatenate([g["occupancy"] for g in geometry]))
+    return Superpixels(
+        occupancy=occupancy.to(torch.float32) / 255,
+        weights=weights / weights.sum(dim=1, keepdim=True),
+        boxes=torch.from_numpy(np.concatenate([g["boxes"] for g in geometry])),
+        areas=torch.from_numpy(np.concatenate([g["areas"] for g in geometry])),
+        lengths=torch.tensor([len(g["areas"]) for g in geometry], dtype=torch.long),
+    )
+
+
 def encode_image(image_id: int, made: SuperpixelMasks, grid: tuple[int, int]) -> dict[str, Any]:
-    """One image's row. Without any superpixel, one that covers the whole image stands in (``blank``)."""
+    """One image's row; ``blank`` says that the source found nothing (see :func:`stood_in`)."""
+    blank = len(made.masks) == 0
+    made = stood_in(made)
     masks, scores, levels = made.masks, made.scores, made.levels
-    blank = len(masks) == 0
-    if blank:
-        masks = np.ones((1, *masks.shape[1:]), bool)
-        scores, levels = np.zeros(1, np.float32), np.full(1, 2, np.int8)
     geometry = mask_geometry(masks, grid)
     layers = masks.sum(axis=0, dtype=np.int32)
     covered = int((layers > 0).sum())
@@ -245,16 +273,7 @@ class SuperpixelStore:
         Raises:
             ValueError: an image is not in the store; the message names it.
         """
-        rows = [self._geometry(i) for i in image_ids]
-        weights = torch.from_numpy(np.concatenate([r["weights"] for r in rows]).astype(np.float32))
-        occupancy = torch.from_numpy(np.concatenate([r["occupancy"] for r in rows]))
-        return Superpixels(
-            occupancy=occupancy.to(torch.float32) / 255,
-            weights=weights / weights.sum(dim=1, keepdim=True),
-            boxes=torch.from_numpy(np.concatenate([r["boxes"] for r in rows])),
-            areas=torch.from_numpy(np.concatenate([r["areas"] for r in rows])),
-            lengths=torch.tensor([len(r["areas"]) for r in rows], dtype=torch.long),
-        )
+        return on_grid([self._geometry(i) for i in image_ids])
 
     def masks(self, image_id: int) -> SuperpixelMasks:
         """Full-resolution masks of one image, for overlays and the oracle; not for training."""

@@ -250,7 +250,7 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     workers = Workers()
     data = RunData(plan, run)
-    model = build_model(plan, run, data).to(workers.device)
+    model = build_model(plan, run, data.vision_width).to(workers.device)
     run_dir = plan.run_dir(run.id)
     if stage == 2:
         load_stage(model, run_dir / "stage1.safetensors")

@@ -24,7 +24,7 @@ def held_out_giou(plan: Plan, trial: RunConfig) -> tuple[float, int]:
     rows = held_out(data.expressions, trial.held_out_images)
     rows = rows.sort_values(["dataset", "image_id", "ref_id", "sent_id"], ignore_index=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build_model(plan, trial, data).to(device).eval()
+    model = build_model(plan, trial, data.vision_width).to(device).eval()
     load_stage(model, plan.weights(trial.id))
     model.projector.stage = 2
     scores: list[float] = []

@@ -71,7 +71,12 @@ class Pool:
         self.images = pd.read_parquet(folder / "images.parquet").sort_values("image_id", ignore_index=True)
         annotations = pd.read_parquet(folder / "annotations.parquet")
         self.annotations = _by_image(annotations)
-        self.parts = _by_image(pd.read_parquet(folder / "parts.parquet"))
+        # Plain values beside the tables: pretraining asks for masks tens of thousands of times.
+        self._objects = _encoded(self.annotations)
+        self._parts = _encoded(_by_image(pd.read_parquet(folder / "parts.parquet")))
+        self._places = self.images[["image_id", "height", "width"]].to_numpy().tolist()
+        keys = annotations[["image_id", "ann_id"]].itertuples(index=False, name=None)
+        self._of_object = dict(zip(keys, (c.encode() for c in annotations["rle"]), strict=True))
         self.expressions = pd.read_parquet(folder / "expressions.parquet")
         self.classes = {a: sorted(annotations[a].unique()) for a in _ATTRIBUTES}
 
@@ -86,13 +91,11 @@ class Pool:
         """Number of classes of each attribute; 0 is kept for the background."""
         return {a: len(names) for a, names in self.classes.items()}
 
-    def _masks(self, index: int, table: dict[int, pd.DataFrame]) -> np.ndarray:
-        image_id, height, width = self.images[["image_id", "height", "width"]].to_numpy()[index].tolist()
-        size = [height, width]
-        frame = table.get(image_id)
-        if frame is None:
+    def _masks(self, index: int, encoded: dict[int, list[bytes]]) -> np.ndarray:
+        image_id, *size = self._places[index]
+        if image_id not in encoded:
             return np.zeros((0, *size), np.uint8)
-        decoded = coco_mask.decode([{"size": size, "counts": c.encode()} for c in frame["rle"]])
+        decoded = coco_mask.decode([{"size": size, "counts": counts} for counts in encoded[image_id]])
         return np.ascontiguousarray(decoded.transpose(2, 0, 1))
 
     def patch_labels(self, grid: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -108,7 +111,7 @@ class Pool:
             frame = self.annotations.get(image_id)
             if frame is None:
                 continue
-            masks = self._masks(i, self.annotations)
+            masks = self._masks(i, self._objects)
             if masks.shape[1] % h or masks.shape[2] % w:
                 raise ValueError(f"a {h}x{w} patch grid does not divide images of {masks.shape[1:]} pixels")
             cover = (
@@ -127,7 +130,7 @@ class Pool:
         centre = np.zeros((count, coarse, coarse, 2), np.float32)
         owned = np.zeros((count, coarse, coarse), np.float32)
         for i in range(count):
-            objects, parts = self._masks(i, self.annotations), self._masks(i, self.parts)
+            objects, parts = self._masks(i, self._objects), self._masks(i, self._parts)
             step = objects.shape[1] // side
             share = np.zeros((coarse, coarse))
             for mask in objects:
@@ -154,8 +157,8 @@ class Pool:
         Returns:
             ``[count, 2]`` pixel ``x, y`` and ``[count, 3, H, W]`` masks: sub-part, part, whole.
         """
-        objects = self._masks(index, self.annotations)
-        parts = self._masks(index, self.parts)
+        objects = self._masks(index, self._objects)
+        parts = self._masks(index, self._parts)
         height, width = objects.shape[1:]
         background = 1 - objects.max(0, initial=0)
         points = np.zeros((count, 2))
@@ -182,16 +185,13 @@ class Pool:
 
     def regions(self, index: int, count: int, rng: np.random.Generator) -> np.ndarray:
         """``[count, H, W]`` masks of objects of an image, drawn with replacement."""
-        objects = self._masks(index, self.annotations)
+        objects = self._masks(index, self._objects)
         return objects[rng.integers(len(objects), size=count)]
 
     def object_mask(self, index: int, ann_id: int) -> np.ndarray:
         """uint8 ``[H, W]`` of one object of an image."""
-        frame = self.annotations[int(self.images["image_id"][index])]
-        row = frame[frame["ann_id"] == ann_id].iloc[0]
-        return coco_mask.decode(
-            {"size": [int(row["height"]), int(row["width"])], "counts": row["rle"].encode()}
-        )
+        image_id, *size = self._places[index]
+        return coco_mask.decode({"size": size, "counts": self._of_object[image_id, ann_id]})
 
     def stories(self) -> list[Story]:
         """Each expression with its scene in words, piece by piece, and the words of the object meant."""
@@ -216,6 +216,11 @@ class Pool:
 
 def _by_image(frame: pd.DataFrame) -> dict[int, pd.DataFrame]:
     return {int(key): part for key, part in frame.groupby("image_id")}  # type: ignore[arg-type]
+
+
+def _encoded(frames: dict[int, pd.DataFrame]) -> dict[int, list[bytes]]:
+    """RLE counts of the masks of each image."""
+    return {image_id: [counts.encode() for counts in frame["rle"]] for image_id, frame in frames.items()}
 
 
 def _thing(told: dict, side: int) -> Thing:

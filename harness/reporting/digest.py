@@ -9,7 +9,7 @@ import pandas as pd
 from harness.files import read_json
 from harness.reporting.context import ROW_KEY, ReportContext, read_csv, records, row_label, write_text
 
-__all__ = ["digest", "write_digest"]
+__all__ = ["differences_to", "digest", "write_digest"]
 
 _HEAD = """# Snapshots of finished studies
 
@@ -20,7 +20,7 @@ images, its p not corrected for the number of rows. Tables and figures of each s
 _Row = tuple[str, ...]
 
 
-def _differences(pairs: pd.DataFrame, to: _Row) -> dict[_Row, tuple[float, float, float, float]]:
+def differences_to(pairs: pd.DataFrame, to: _Row) -> dict[_Row, tuple[float, float, float, float]]:
     """``giou, low, high, p`` of each row minus ``to``; the table holds each pair once, either way round."""
     found: dict[_Row, tuple[float, float, float, float]] = {}
     for pair in records(pairs[pairs["dataset"].eq("all")]):
@@ -47,7 +47,7 @@ def digest(snapshot: Path) -> str:
     overall, pairs = (t[t["protocol"].eq(protocol)] for t in (overall, pairs))
     rows = [tuple(getattr(row, key) for key in ROW_KEY) for row in records(overall)]
     reference = next((row for row in rows if row[0] == context.reference), rows[0])
-    difference = _differences(pairs, reference)
+    difference = differences_to(pairs, reference)
     seeds = int(overall["seed_count"].max())
     lines = [
         f"## {snapshot.name}: {context.title}",

@@ -37,7 +37,7 @@ class Example:
     Attributes:
         image: ``[h, w, 3]`` uint8.
         sentence: the expression.
-        truth: ``[h, w]`` bool.
+        truth: ``[h, w]`` bool; ``None`` where it is not known, which leaves its column out.
         predictions: ``[h, w]`` bool by the name to print, in the order of the columns.
         superpixels: ``[k, h, w]`` bool, may overlap; ``None`` leaves the column out.
         rank: ``best``, ``median`` or ``worst``, printed at the left.
@@ -45,7 +45,7 @@ class Example:
 
     image: NDArray[np.uint8]
     sentence: str
-    truth: NDArray[np.bool_]
+    truth: NDArray[np.bool_] | None = None
     predictions: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     superpixels: NDArray[np.bool_] | None = None
     rank: str = ""
@@ -53,10 +53,8 @@ class Example:
     def __post_init__(self) -> None:
         """Refuse masks of another size than the image."""
         size = self.image.shape[:2]
-        stacks = [self.truth, *self.predictions.values()]
-        stacks += [] if self.superpixels is None else [self.superpixels]
-        for mask in stacks:
-            if mask.shape[-2:] != size:
+        for mask in (self.truth, self.superpixels, *self.predictions.values()):
+            if mask is not None and mask.shape[-2:] != size:
                 raise ValueError(
                     f"a mask of {mask.shape[-2:]} does not fit the image of {size} of '{self.sentence}'"
                 )
@@ -136,8 +134,19 @@ def _superpixels(axes: Axes, masks: NDArray[np.bool_]) -> None:
         _outline(axes, masks[index], EDGE, 0.7)
 
 
+def _draw_prediction(axes: Axes, name: str, example: Example) -> None:
+    mask, label = example.predictions[name], name
+    _tint(axes, mask, PREDICTION)
+    if example.truth is not None:
+        _outline(axes, example.truth, TRUTH, 0.8)
+        label = f"{name}\nIoU {100 * mask_iou(mask, example.truth):.1f} %"
+    axes.set_xlabel(label, fontsize=7)
+
+
 def overlay_figure(examples: Sequence[Example], out_png: Path | str, out_pdf: Path | str) -> None:
     """Draw a line an example: image, superpixels, ground truth, each prediction with its IoU under it.
+
+    Superpixels and ground truth are left out where no example has them.
 
     Args:
         examples: what to draw; all with the same predictions, so that columns line up.
@@ -153,37 +162,31 @@ def overlay_figure(examples: Sequence[Example], out_png: Path | str, out_pdf: Pa
     if any(list(e.predictions) != names for e in examples):
         raise ValueError("all examples of a figure need the same predictions")
     with_superpixels = any(e.superpixels is not None for e in examples)
-    heads = ["image", *(["superpixels"] if with_superpixels else []), "ground truth", *names]
+    with_truth = any(e.truth is not None for e in examples)
+    heads = 1 + with_superpixels + with_truth + len(names)
     png, pdf = Path(out_png), Path(out_pdf)
     if png.parent != pdf.parent or png.stem != pdf.stem:
         raise ValueError("an overlay's PNG and PDF must lie side by side under one name")
     with house_style():
         heights = [1.55 * e.image.shape[0] / e.image.shape[1] + 0.55 for e in examples]
-        size = (1.6 * len(heads) + 0.2, sum(heights))
-        figure, grid = plt.subplots(
-            len(examples), len(heads), figsize=size, squeeze=False, height_ratios=heights
-        )
+        size = (1.6 * heads + 0.2, sum(heights))
+        figure, grid = plt.subplots(len(examples), heads, figsize=size, squeeze=False, height_ratios=heights)
         for line, example in zip(grid, examples, strict=True):
             for axes in line:
                 _show(axes, example.image)
-            wrapped = textwrap.shorten(example.sentence, 34 * len(heads), placeholder=" …")
+            wrapped = textwrap.shorten(example.sentence, 34 * heads, placeholder=" …")
             line[0].set_title(" ", fontsize=8)  # keeps the height; the sentence must not widen the column
             line[0].text(0, 1.04, f"“{wrapped}”", color=INK, transform=line[0].transAxes).set_in_layout(False)
             line[0].set_ylabel(example.rank, color=MUTED, fontsize=7.5)
-            place = 1
-            if with_superpixels:
-                if example.superpixels is not None:
-                    _superpixels(line[1], example.superpixels)
-                    line[1].set_xlabel(f"{len(example.superpixels)} superpixels", fontsize=7)
-                place = 2
-            _tint(line[place], example.truth, TRUTH)
-            line[place].set_xlabel("ground truth", fontsize=7)
             line[0].set_xlabel("image", fontsize=7)
-            for axes, name in zip(line[place + 1 :], names, strict=True):
-                _tint(axes, example.predictions[name], PREDICTION)
-                _outline(axes, example.truth, TRUTH, 0.8)
-                iou = mask_iou(example.predictions[name], example.truth)
-                axes.set_xlabel(f"{name}\nIoU {100 * iou:.1f} %", fontsize=7)
+            if example.superpixels is not None:
+                _superpixels(line[1], example.superpixels)
+                line[1].set_xlabel(f"{len(example.superpixels)} superpixels", fontsize=7)
+            if example.truth is not None:
+                _tint(line[1 + with_superpixels], example.truth, TRUTH)
+                line[1 + with_superpixels].set_xlabel("ground truth", fontsize=7)
+            for axes, name in zip(line[heads - len(names) :], names, strict=True):
+                _draw_prediction(axes, name, example)
         save(figure, png.parent, png.stem)
 
 

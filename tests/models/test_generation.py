@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_ris import EXPRESSIONS, features, make_model
+from tiny_ris import EXPRESSIONS, features, make_model
 from torch import nn
 
 from harness.config import ProtocolConfig

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_ris import EXPRESSIONS, Ragged, features, make_model
+from tiny_ris import EXPRESSIONS, Ragged, features, make_model
 from torch import nn
 
 from baselines.fastv import FastV, MostAttended

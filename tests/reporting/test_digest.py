@@ -4,24 +4,10 @@ import json
 import re
 
 import pytest
+from made_up_study import MADE_BY
 
-from harness.reporting.context import ReportContext, read_csv
+from harness.reporting.context import read_csv
 from harness.reporting.digest import digest, write_digest
-from harness.reporting.tables import tables_stage
-
-MADE_BY = {"command": "make run", "commit": "0123456789", "uncommitted_changes": False, "device": "a machine"}
-
-
-@pytest.fixture
-def reference(made_up, tmp_path):
-    """Two snapshots of the made-up study, the second relative to another projector."""
-    for name, projector in (("default", "dense"), ("a_study", "coin_flip")):
-        context = ReportContext.from_study(made_up["config"], resamples=50)
-        context = context.model_copy(update={"study": name, "reference": projector})
-        tables = tmp_path / name / "tables"
-        tables_stage(made_up["scores"], made_up["efficiency"], made_up["prepared"], tables, context)
-        (tmp_path / name / "provenance.json").write_text(json.dumps(MADE_BY))
-    return tmp_path
 
 
 def lines(text):

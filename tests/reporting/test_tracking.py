@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
-from conftest import make_study
+from made_up_study import make_study
 
 from harness.reporting.context import ReportContext
 from harness.reporting.tables import tables_stage

@@ -61,7 +61,8 @@ class Study:
         steps |= {"models.vision.levels": [], "models.start": None}  # these encoders have two layers
         raw = read_study(ROOT / "config" / "default.yaml", ROOT)
         raw |= {"rows": rows, "effort": "full", "results": str(folder), "superpixels": "slic"}
-        self.plan = Plan.from_raw({**raw, "set": data | sources | steps | changes}, ROOT)
+        self.raw = {**raw, "set": data | sources | steps | changes}
+        self.plan = Plan.from_raw(self.raw, ROOT)
         self.run = self.plan.trained[0]
 
     def prepare(self):

@@ -19,7 +19,7 @@ def trained(study):
     made = study(ROWS, {"training.images_per_step": 2})
     made.features()
     for number, run in enumerate(made.plan.trained, start=1):
-        state = build_model(made.plan, run, RunData(made.plan, run)).trained_state()
+        state = build_model(made.plan, run, RunData(made.plan, run).vision_width).trained_state()
         changed = {n: t + 0.01 * number if t.is_floating_point() else t for n, t in state.items()}
         save_tensors(made.plan.weights(run.id), changed)
     return made.plan
@@ -43,7 +43,7 @@ def test_rows_share_what_is_frozen_and_answer_as_if_alone(trained):
         same = [other is not None and other.data_ptr() == parameter.data_ptr() for other in others]
         assert all(same) if name not in learnt else not any(same), name
     for row in rows:
-        alone = build_model(trained, row.run, row.data)
+        alone = build_model(trained, row.run, row.data.vision_width)
         load_stage(alone, trained.weights(row.run.id))
         with row.on(torch.device("cpu")):
             together = answers(trained, row.run, row.model)

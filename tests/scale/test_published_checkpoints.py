@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-import transformers
-from test_language_models import byte_level
+from saved_glamm import WIDTH, converted, save_glamm, tiny_sam, write
 
 from harness.assembly import RunData, build_model
 from harness.cli import app
@@ -13,76 +12,14 @@ from harness.config import LanguageConfig
 from harness.files import sha256_file
 from harness.models.glamm import convert_checkpoint
 from harness.models.language import SEG, load_language
-from harness.models.sam import TinySamSize, build_tiny_sam, load_sam
+from harness.models.sam import load_sam
 from harness.tensors import load_tensors
-
-WIDTH, VISION, PROMPT = 32, 24, 16
-
-
-def tiny_sam():
-    return build_tiny_sam(TinySamSize(image_size=32, width=16, depth=1, heads=2, prompt_width=PROMPT))
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     folder = tmp_path_factory.mktemp("glamm")
     return folder, save_glamm(folder)
-
-
-def save_glamm(folder):
-    """A folder as the hub holds GLaMM's, but for its pickled shards.
-
-    Returns:
-        The tensors that are to be in them.
-    """
-    tokenizer = byte_level(folder, bos_token="<s>", eos_token="</s>")
-    tokenizer.add_tokens(["<bbox>", "<point>", SEG, "<p>", "</p>"], special_tokens=True)
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        rms_norm_eps=1e-5,
-    )
-    declared = {
-        **config.to_dict(),
-        "model_type": "llava",
-        "architectures": ["GLaMMForCausalLM"],
-        "out_dim": PROMPT,
-    }
-    (folder / "config.json").write_text(json.dumps(declared))
-    state = {k: v.half() for k, v in transformers.LlamaForCausalLM(config).state_dict().items()}
-    state |= {f"model.grounding_encoder.{k}": v.half() for k, v in tiny_sam().state_dict().items()}
-    for prefix, inner, outer in (("text_hidden_fcs.0", WIDTH, PROMPT), ("mm_projector", VISION, WIDTH)):
-        layers = torch.nn.Sequential(
-            torch.nn.Linear(inner, WIDTH), torch.nn.ReLU(), torch.nn.Linear(WIDTH, outer)
-        )
-        state |= {f"model.{prefix}.{k}": v.half() for k, v in layers.state_dict().items()}
-    state["model.region_encoder.mlvl_fuse.input_conv.0.weight"] = torch.zeros(2, 2)
-    state["model.vision_tower.vision_tower.vision_model.post_layernorm.weight"] = torch.zeros(3)
-    state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(4)
-    return state
-
-
-def write(folder, state, parts=2):
-    for path in folder.glob("pytorch_model*"):
-        path.unlink()
-    names = sorted(state)
-    for number in range(parts):
-        shard = {k: state[k] for k in names[number::parts]}
-        torch.save(shard, folder / f"pytorch_model-{number + 1:05d}-of-{parts:05d}.bin")
-
-
-def converted(original, out, **changes):
-    folder, state = original
-    write(folder, {k: v for k, v in {**state, **changes}.items() if v is not None})
-    with torch.device("meta"):
-        shapes = tiny_sam()
-    return convert_checkpoint(folder, out, shapes)
 
 
 def test_every_tensor_arrives_where_the_harness_loads_it(original, tmp_path):
@@ -169,7 +106,9 @@ def test_a_run_starts_from_the_converted_head_and_where_asked_the_projector(stud
     rows = ["mlp", {"name": "mlp", "variant": "glamm", "set": {"models.start_projector": True}}, "linear"]
     this = study(rows, changes)
     this.features()
-    fresh, from_file, _ = (build_model(this.plan, r, RunData(this.plan, r)) for r in this.plan.trained)
+    fresh, from_file, _ = (
+        build_model(this.plan, r, RunData(this.plan, r).vision_width) for r in this.plan.trained
+    )
     for model in (fresh, from_file):
         assert torch.equal(model.seg_head[0].weight, start["seg_head.0.weight"])
         assert torch.equal(model.seg_head[2].bias, start["seg_head.2.bias"])
@@ -177,7 +116,7 @@ def test_a_run_starts_from_the_converted_head_and_where_asked_the_projector(stud
     assert not torch.equal(fresh.projector.mlp[2].weight, start["projector.2.weight"])
     unfit = study([{"name": "linear", "set": {"models.start_projector": True}}, "mlp"], changes)
     with pytest.raises(ValueError, match=r"start.safetensors: projector holds tensors of shapes"):
-        build_model(unfit.plan, unfit.run, RunData(unfit.plan, unfit.run))
+        build_model(unfit.plan, unfit.run, RunData(unfit.plan, unfit.run).vision_width)
 
 
 def test_an_official_sam_checkpoint_is_checked_and_read(tmp_path, monkeypatch):

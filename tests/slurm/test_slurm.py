@@ -2,19 +2,13 @@
 
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from checkout import ROOT, Checkout
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "workflow"))
-
-from checkout import Checkout  # noqa: E402
-
-from harness.plan import Plan  # noqa: E402
-from harness.study import read_study  # noqa: E402
+from harness.plan import Plan
+from harness.study import read_study
 
 PROFILE = ROOT / "slurm" / "config.yaml"
 

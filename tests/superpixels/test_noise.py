@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from test_sam_source import OPEN, photograph
+from photographs import OPEN, photograph
 
 from svp.superpixels.sam import SamSuperpixels
 from svp.superpixels.sam_noisy import NoisySam, merge_masks, split_masks

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from photographs import OPEN, by_content, photograph
 from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator
-from test_sam_source import OPEN, by_content, photograph
 
 from svp.bench import bench_projector, bench_superpixels, matched_iou
 from svp.overlay import draw_attention, draw_superpixels, superpixel_overlay

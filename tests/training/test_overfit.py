@@ -75,7 +75,7 @@ def test_eight_samples_are_overfitted(plan, name, record_property):
     train = data.expressions[data.expressions["split"] == "train"]
     groups = [group.head(1) for _, group in train.groupby("image_id", sort=True)]
     assert len(groups) == 8
-    model = build_model(plan, run, data).train()
+    model = build_model(plan, run, data.vision_width).train()
     parameters = [parameter for _, parameter in model.set_stage(2)]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
     losses = []

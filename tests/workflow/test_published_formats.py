@@ -14,9 +14,9 @@ import pytest
 import transformers
 import yaml
 from checkout import ROOT, Checkout
-from test_language_models import SAVERS
-from test_published_checkpoints import VISION, converted, save_glamm, tiny_sam
-from test_vision_encoders import save_vision
+from saved_glamm import VISION, converted, save_glamm, tiny_sam
+from saved_language import SAVERS
+from saved_vision import save_vision
 
 from harness.models.sam import TinySamSize, save_tiny_sam
 

@@ -1,0 +1,53 @@
+"""``svp segment``: a finished row on a photograph of one's own."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from pathlib import Path
+
+__all__ = ["segment"]
+
+
+def segment(
+    image: Path,
+    expressions: tuple[str, ...],
+    *,
+    study: Path = Path("config/default.yaml"),
+    row: str = "svp",
+    out: Path = Path("segment.png"),
+    json: bool = False,
+) -> None:
+    """Segment what each expression means in a photograph, with a trained row of a finished study.
+
+    Args:
+        image: the photograph.
+        expressions: such as "the left cup"; several share one reading of the photograph.
+        study: a file of ``config/``, merged onto ``config/default.yaml``; it must have been run.
+        row: a row of the study by projector, ``projector.variant`` or run id; its first seed.
+        out: the picture to write, PNG; a PDF is written beside it.
+        json: print one JSON value, with the masks as RLE.
+    """
+    from harness.images import read_rgb
+    from harness.plan import Plan
+    from harness.prediction import encode_mask
+    from harness.segmentation import Segmenter, draw
+    from harness.study import read_study
+
+    plan = Plan.from_raw(read_study(study))
+    pixels = read_rgb(image)
+    found = Segmenter(plan, plan.run_named(row))(pixels, expressions)
+    paths = draw(pixels, expressions, found, out)
+    told = [
+        {
+            "expression": text,
+            "area": float(mask.mean()),
+            "seg_emitted": said,
+            "rle": {"size": list(mask.shape), "counts": encode_mask(mask)},
+        }
+        for text, mask, said in zip(expressions, found.masks, found.emitted, strict=True)
+    ]
+    value = {"visual_tokens": found.visual_tokens, "masks": told, "out": [str(path) for path in paths]}
+    lines = [f"{t['expression']}: {100 * t['area']:.1f} % of the image" for t in told]  # type: ignore[operator]
+    text = "\n".join([*lines, f"{found.visual_tokens} visual tokens; drawn in {paths[0]}"])
+    sys.stdout.write((json_module.dumps(value, indent=2) if json else text) + "\n")

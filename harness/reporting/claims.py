@@ -1,0 +1,234 @@
+"""The paper's claims held against committed snapshots, one verdict each; a claim is never assumed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import pandas as pd
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from harness.files import read_json
+from harness.reporting.context import ROW_KEY, ReportContext, read_csv, row_label, write_text
+from harness.reporting.digest import differences_to
+
+__all__ = ["Claim", "Finding", "Check", "claims_page", "find", "rank_interval", "read_claims", "write_claims"]
+
+_HEAD = """# The paper's claims, held against the snapshots
+
+Written by `svp snapshot` from `results/published/claims.yaml` and the tables of the snapshots; no number that
+was found is typed. A claim is *reproduced here* where the whole 95 % interval lies at or above its bar, *not
+reproduced here* where it lies below, and *not told apart* where the bar lies inside. Here means: on synthetic
+scenes, with tiny models, at the effort and on the device named below. It says nothing about RefCOCO.
+"""
+_MEASURES = {
+    "giou": "gIoU minus {other}",
+    "tokens_saved": "visual tokens saved against {other}",
+    "training_saved": "time of a training step saved against {other}",
+    "inference_saved": "time of inference saved against {other}",
+    "tokens_follow_objects": "Spearman's ρ of tokens with objects",
+}
+_SPEEDUPS = {"training_saved": "speedup_train", "inference_saved": "speedup_infer"}
+_Row = tuple[str, ...]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Check(_Strict):
+    """How a claim is measured.
+
+    Attributes:
+        measure: of ``row``, against ``minus`` where it is a comparison.
+        study: the snapshot.
+        row: ``projector.variant.budget``.
+        minus: rows to compare with; of several the nearest decides.
+        at_least: the bar, a fraction.
+    """
+
+    measure: Literal["giou", "tokens_saved", "training_saved", "inference_saved", "tokens_follow_objects"]
+    study: str
+    row: str
+    minus: tuple[str, ...] = ()
+    at_least: float
+
+    @model_validator(mode="after")
+    def _compared(self) -> Check:
+        if bool(self.minus) == (self.measure == "tokens_follow_objects"):
+            raise ValueError(f"{self.measure} {'compares with no row' if self.minus else 'needs minus'}")
+        return self
+
+
+class Claim(_Strict):
+    """A claim with its test, or the reason why it has none here.
+
+    Attributes:
+        claim: in words.
+        published: what was published of it.
+        test: how it is measured.
+        reason: why it is not.
+        caveat: what a reader must know of the test.
+    """
+
+    claim: str
+    published: str
+    test: Check | None = None
+    reason: str = ""
+    caveat: str = ""
+
+    @model_validator(mode="after")
+    def _tested_or_not(self) -> Claim:
+        if (self.test is None) != bool(self.reason):
+            raise ValueError(f"'{self.claim}' needs a test or a reason, and not both")
+        return self
+
+
+class Finding(NamedTuple):
+    """What was measured, with its interval; equal bounds where it has none."""
+
+    value: float
+    low: float
+    high: float
+    against: str
+
+    def verdict(self, at_least: float) -> str:
+        """In words; two rows that answered every expression alike tell nothing."""
+        if self.against and self.value == self.low == self.high == 0:
+            return "not measured here: the two rows answer alike"
+        if self.low >= at_least:
+            return "reproduced here"
+        return "not reproduced here" if self.high < at_least else "not told apart"
+
+
+def read_claims(path: Path | str) -> list[Claim]:
+    """The claims of a YAML file.
+
+    Raises:
+        ValueError: it is not a list of claims; the message says where.
+    """
+    value = yaml.safe_load(Path(path).read_text())
+    if not isinstance(value, list):
+        raise ValueError(f"{path} must hold a list of claims")
+    claims = []
+    for number, item in enumerate(value, start=1):
+        try:
+            claims.append(Claim.model_validate(item))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(p) for p in first["loc"])
+            raise ValueError(f"{path}: claim {number}: {place}: {first['msg']}") from error
+    return claims
+
+
+def _key(row: str) -> _Row:
+    projector, variant, budget = [*row.split("."), "", ""][:3]
+    return projector, variant or "base", budget or "auto"
+
+
+def _one(table: pd.DataFrame, row: _Row, where: str) -> pd.Series:
+    found = table[(table[list(ROW_KEY)].astype(str) == row).all(axis=1)]
+    if found.empty:
+        raise ValueError(f"{where} has no row {'.'.join(row)}")
+    return found.iloc[0]
+
+
+def _label(row: _Row) -> str:
+    return row_label(*row, with_budget=True)
+
+
+def find(test: Check, snapshot: Path) -> Finding:
+    """Measure in the tables of ``results/reference/<study>``.
+
+    Raises:
+        ValueError: a row, or its measurement, is not there.
+    """
+    tables, row = snapshot / "tables", _key(test.row)
+    overall = read_csv(tables / "overall.csv")
+    protocol = overall["protocol"].iloc[0]
+    overall = overall[overall["protocol"].eq(protocol)]
+    if test.measure == "tokens_follow_objects":
+        told = _one(read_csv(tables / "tokens.csv"), row, f"{tables}/tokens.csv")
+        return Finding(*rank_interval(float(told["spearman_rho"]), int(told["n_images"])), "")
+    others = [_key(name) for name in test.minus]
+    if test.measure == "giou":
+        pairs = read_csv(tables / "differences.csv")
+        gaps = differences_to(pairs[pairs["protocol"].eq(protocol)], row)
+        missing = [other for other in others if other not in gaps]
+        if missing:
+            raise ValueError(f"{tables}/differences.csv has no pair of {test.row} and {'.'.join(missing[0])}")
+        # the table holds the other minus the row
+        found = [Finding(-gaps[o][0], -gaps[o][2], -gaps[o][1], _label(o)) for o in others]
+        return min(found)
+    values = []
+    for other in others:
+        if test.measure == "tokens_saved":
+            ours, theirs = (_one(overall, r, f"{tables}/overall.csv")["tokens_mean"] for r in (row, other))
+            values.append((1 - ours / theirs, other))
+        else:
+            main = read_csv(tables / "main.csv")
+            speeds = [_one(main, r, f"{tables}/main.csv")[_SPEEDUPS[test.measure]] for r in (row, other)]
+            values.append((1 - speeds[1] / speeds[0], other))
+    value, other = min(values)
+    if math.isnan(value):
+        raise ValueError(f"{tables}/main.csv has no {_SPEEDUPS[test.measure]} of {test.row}")
+    return Finding(value, value, value, _label(other))
+
+
+def rank_interval(rho: float, count: int) -> tuple[float, float, float]:
+    """95 % interval of Spearman's rho by Fisher's z, with Bonett and Wright's (2000) variance."""
+    half = 1.96 * math.sqrt((1 + rho * rho / 2) / (count - 3))
+    z = math.inf * rho if abs(rho) == 1 else math.atanh(rho)
+    return rho, math.tanh(z - half), math.tanh(z + half)
+
+
+def _said(test: Check, finding: Finding) -> tuple[str, str]:
+    """The finding and its bar, in the measure's unit."""
+    if test.measure == "tokens_follow_objects":
+        return f"{finding.value:.2f} [{finding.low:.2f}, {finding.high:.2f}]", f"{test.at_least:.2f}"
+    unit, sign = ("", "+") if test.measure == "giou" else (" %", "")
+    text = f"{100 * finding.value:{sign}.1f}{unit}"
+    if finding.low != finding.high:
+        text += f" [{100 * finding.low:{sign}.1f}, {100 * finding.high:{sign}.1f}]"
+    return text, f"{100 * test.at_least:{sign}.1f}{unit}"
+
+
+def claims_page(claims: list[Claim], reference: Path) -> str:
+    """The scorecard in Markdown.
+
+    Args:
+        claims: what is claimed.
+        reference: ``results/reference``; a study without a snapshot there leaves its claims unmeasured.
+    """
+    lines = ["| claim | published | measured here | at least | found | verdict |"]
+    lines.append("|:---|:---|:---|---:|---:|:---|")
+    studies: dict[str, None] = {}
+    for claim in claims:
+        test = claim.test
+        if test is None or not (reference / test.study / "tables" / "overall.csv").is_file():
+            reason = claim.reason if test is None else f"study {test.study} has no snapshot"
+            lines.append(f"| {claim.claim} | {claim.published} | {reason} | – | – | not measured here |")
+            continue
+        studies[test.study] = None
+        finding = find(test, reference / test.study)
+        what = _MEASURES[test.measure].format(other=finding.against)
+        how = f"{what}, of {_label(_key(test.row))} in [{test.study}]({test.study}/tables/main.md)"
+        how += f" ({claim.caveat})" if claim.caveat else ""
+        value, bar = _said(test, finding)
+        verdict = finding.verdict(test.at_least)
+        lines.append(f"| {claim.claim} | {claim.published} | {how} | {bar} | {value} | **{verdict}** |")
+    made = []
+    for study in studies:
+        by = read_json(reference / study / "provenance.json")
+        effort = ReportContext.checked(read_json(reference / study / "tables" / "context.json")).effort
+        made.append(f"- {study}: effort {effort}, commit {by['commit'][:7]}, on {by['device']}")
+    return "\n".join([_HEAD, *lines, "", *made]) + "\n"
+
+
+def write_claims(reference: Path, claims: Path) -> Path:
+    """Write ``claims.md`` over the snapshots in ``reference``."""
+    out = reference / "claims.md"
+    write_text(out, claims_page(read_claims(claims), reference))
+    return out

@@ -1,0 +1,118 @@
+"""A finished row on a photograph of any origin: from pixels and words to masks, nothing cached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.assembly import build_model, load_stage
+from harness.config import RunConfig
+from harness.encoding import ImageEncoder
+from harness.models.ris import RISModel
+from harness.plan import Plan
+from harness.prediction import predict_masks
+from harness.projector import ImageFeatures
+from harness.reporting.overlays import Example, overlay_figure
+from harness.superpixel_stage import build_source
+from harness.superpixel_store import mask_geometry, on_grid, stood_in
+from harness.superpixels import SuperpixelMasks
+
+__all__ = ["Segmentation", "Segmenter", "draw"]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What a row answers about one image.
+
+    Attributes:
+        masks: ``[m, H, W]`` bool, one an expression.
+        emitted: whether ``[SEG]`` was said, of each; always under a forced answer.
+        visual_tokens: that the language model read.
+        superpixels: ``[K, H, W]`` bool that the tokens come from; ``None`` where they come from patches.
+    """
+
+    masks: np.ndarray
+    emitted: list[bool]
+    visual_tokens: int
+    superpixels: np.ndarray | None
+
+
+class Segmenter:
+    """A trained row of a study with its encoders and its superpixel source, loaded once."""
+
+    def __init__(self, plan: Plan, run: RunConfig):
+        """From the study's finished run.
+
+        Raises:
+            ValueError: the run is a control, or has not been trained.
+        """
+        if run.acts_on != "training":
+            raise ValueError(f"{run.id} is a control that is not trained; name a trained row")
+        weights = plan.weights(run.id)
+        if not weights.is_file():
+            raise ValueError(f"{run.id} is not trained: {weights} is not there; run the study first")
+        self.plan, self.run = plan, run
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._encoders = {
+            item: ImageEncoder(item, run, plan.model_source(run, "sam" if item == "sam" else "vision"))
+            for item in plan.keys(run).feature_items
+        }
+        self._source = build_source(plan, run) if run.superpixels is not None else None
+
+    @cached_property
+    def _model(self) -> RISModel:
+        blank = np.zeros((8, 8, 3), np.uint8)
+        width = self._encoders["patches"](blank).shape[-1]
+        model = build_model(self.plan, self.run, width).to(self.device).eval()
+        load_stage(model, self.plan.weights(self.run.id))
+        model.projector.stage = 2
+        return model
+
+    def __call__(self, image: np.ndarray, expressions: Sequence[str]) -> Segmentation:
+        """Masks of ``expressions`` in a uint8 RGB image ``[H, W, 3]``.
+
+        Raises:
+            ValueError: there is no expression, or one has no token.
+        """
+        if not expressions:
+            raise ValueError("there is no expression to segment")
+        read = {item: encode(image)[None].float() for item, encode in self._encoders.items()}
+        sam = read.pop("sam")
+        made = self._superpixels(image, sam[0])
+        features = self._features(read, made)
+        height, width = image.shape[:2]
+        protocol = self.run.protocol
+        masks, tokens, emitted = predict_masks(
+            self._model, features, sam.to(self.device), [list(expressions)], [(height, width)], protocol
+        )
+        return Segmentation(masks[0], emitted, tokens[0], None if made is None else made.masks)
+
+    def _superpixels(self, image: np.ndarray, embedding: Tensor) -> SuperpixelMasks | None:
+        if self._source is None:
+            return None
+        return stood_in(self._source.generate(image, sam_embedding=embedding.cpu()))
+
+    def _features(self, read: dict[str, Tensor], made: SuperpixelMasks | None) -> ImageFeatures:
+        grid = self.run.models.vision.grid
+        levels = read.pop("levels", None)
+        pixels = None if made is None else on_grid([mask_geometry(made.masks, grid)]).to(self.device)
+        return ImageFeatures(
+            grid=grid,
+            levels=tuple(level.to(self.device) for level in levels.unbind(1)) if levels is not None else (),
+            superpixels=pixels,
+            **{item: value.to(self.device) for item, value in read.items()},
+        )
+
+
+def draw(image: np.ndarray, expressions: Sequence[str], found: Segmentation, out: Path) -> list[Path]:
+    """The image, its superpixels if any, and a mask an expression, as ``out`` (PNG) and a PDF beside it."""
+    named = {f"“{text}”": mask for text, mask in zip(expressions, found.masks, strict=True)}
+    paths = [out.with_suffix(".png"), out.with_suffix(".pdf")]
+    overlay_figure([Example(image, "", None, named, found.superpixels)], *paths)
+    return paths

@@ -1,0 +1,116 @@
+"""Claims are measured in the snapshots' tables, and the verdict follows from interval and bar alone."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.reporting.claims import Check, Claim, Finding, claims_page, find, rank_interval, read_claims
+from harness.reporting.context import read_csv
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def measured(reference, **values) -> Finding:
+    return find(Check(study="default", at_least=0, **values), reference / "default")
+
+
+def test_a_gain_is_the_difference_of_the_means_and_the_nearest_row_decides(reference):
+    overall = read_csv(reference / "default" / "tables" / "overall.csv")
+    giou = {(r.projector, r.variant, str(r.budget)): r.giou for r in overall.itertuples()}
+    ours = giou["pool", "base", "36"]
+    one = measured(reference, measure="giou", row="pool..36", minus=["pool..9"])
+    assert one.value == pytest.approx(ours - giou["pool", "base", "9"], abs=1e-5)
+    assert one.low < one.value < one.high and one.against == "pool @9"
+    both = measured(reference, measure="giou", row="pool..36", minus=["pool..9", "dense", "segments"])
+    assert both.against.startswith("dense") and both.value == pytest.approx(
+        ours - giou["dense", "base", "auto"], abs=1e-5
+    )
+    back = measured(reference, measure="giou", row="dense", minus=["pool..36"])
+    assert (back.value, back.low, back.high) == pytest.approx((-both.value, -both.high, -both.low))
+
+
+@pytest.mark.parametrize(
+    ("bar", "verdict"),
+    [
+        (0.05, "reproduced here"),
+        (0.06, "not told apart"),
+        (0.08, "not told apart"),
+        (0.081, "not reproduced here"),
+    ],
+)
+def test_the_verdict_follows_from_interval_and_bar(bar, verdict):
+    assert Finding(0.07, 0.05, 0.08, "x").verdict(bar) == verdict
+
+
+def test_rows_that_answer_alike_prove_nothing():
+    assert Finding(0.0, 0.0, 0.0, "x").verdict(0).startswith("not measured here")
+    assert Finding(0.0, 0.0, 0.0, "x").verdict(-0.01).startswith("not measured here")
+
+
+def test_savings_against_worked_out_shares(reference):
+    tokens = measured(reference, measure="tokens_saved", row="pool..36", minus=["dense"])
+    assert tokens.value == tokens.low == tokens.high == pytest.approx(1 - 36 / 144)
+    # made up: pool at 36 trains 1.2 and predicts 1.1 times as fast as dense
+    training = measured(reference, measure="training_saved", row="pool..36", minus=["dense"])
+    assert training.value == pytest.approx(1 - 1 / 1.2, abs=1e-3)
+    inference = measured(reference, measure="inference_saved", row="pool..36", minus=["dense"])
+    assert inference.value == pytest.approx(1 - 1 / 1.1, abs=1e-3)
+    with pytest.raises(ValueError, match="no speedup_train of coin_flip"):
+        measured(reference, measure="training_saved", row="coin_flip..36", minus=["dense"])
+
+
+def test_a_rank_correlation_gets_its_interval(reference):
+    # Bonett and Wright: tanh(atanh 0.5 +- 1.96 sqrt(1.125 / 97)), worked out by hand
+    assert rank_interval(0.5, 100) == pytest.approx((0.5, 0.3259, 0.6413), abs=1e-4)
+    assert rank_interval(-1.0, 9) == (-1, -1, -1)
+    # made up: a token more for every object
+    found = measured(reference, measure="tokens_follow_objects", row="segments")
+    assert found[:3] == (1, 1, 1) and found.verdict(0) == "reproduced here"
+
+
+def test_the_page_says_what_is_not_measured_and_why(reference):
+    test = {"measure": "giou", "row": "dense", "minus": ["pool..9"], "at_least": 0.03}
+    claims = [
+        Claim(claim="better", published="+3", test={**test, "study": "default"}, caveat="made up"),
+        Claim(claim="elsewhere", published="+1", test={**test, "study": "never_run"}),
+        Claim(claim="faster", published="17 ms", reason="needs a GPU"),
+    ]
+    page = claims_page(claims, reference)
+    better, elsewhere, faster = [line for line in page.splitlines() if line.startswith("| ")][1:]
+    assert "gIoU minus pool @9, of dense" in better and "made up" in better and "| +3.0 | +" in better
+    assert better.endswith("**reproduced here** |")
+    assert "study never_run has no snapshot" in elsewhere and elsewhere.endswith("not measured here |")
+    assert "needs a GPU" in faster and faster.endswith("not measured here |")
+    assert "- default: effort quick, commit 0123456, on a machine" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("claim: x", "must hold a list"),
+        ("- {claim: x, published: y}", "claim 1: .*needs a test or a reason"),
+        ("- {claim: x, published: y, reason: z, tets: 1}", "claim 1: tets"),
+        (
+            "- {claim: x, published: y, test: {measure: giou, study: s, row: a, at_least: 0}}",
+            "giou needs minus",
+        ),
+    ],
+)
+def test_a_wrong_claim_is_refused_by_number(tmp_path, text, message):
+    (tmp_path / "claims.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_claims(tmp_path / "claims.yaml")
+
+
+def test_a_row_that_is_not_there_is_named(reference):
+    with pytest.raises(ValueError, match=r"no pair of dense and gone\.base\.auto"):
+        measured(reference, measure="giou", row="dense", minus=["gone"])
+    with pytest.raises(ValueError, match=r"tokens\.csv has no row gone\.base\.auto"):
+        measured(reference, measure="tokens_follow_objects", row="gone")
+
+
+def test_the_committed_page_is_that_of_the_committed_snapshots():
+    reference = ROOT / "results" / "reference"
+    page = claims_page(read_claims(ROOT / "results" / "published" / "claims.yaml"), reference)
+    assert (reference / "claims.md").read_text() == page
+    assert "has no snapshot" not in page

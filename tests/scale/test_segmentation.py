@@ -1,0 +1,77 @@
+"""`svp segment`: a photograph from pixels to masks, as the workflow's prediction has it from its caches."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from harness.assembly import RunData, build_model
+from harness.cli import app
+from harness.config import ConfigError
+from harness.data.tables import load_tables
+from harness.images import read_rgb
+from harness.prediction import encode_mask, predict_stage
+from harness.scoring.rle import overlap
+from harness.segmentation import Segmenter
+from harness.stages import run_stage
+from harness.tensors import save_tensors
+
+ROWS = ["svp", "mlp", {"name": "text_blind", "of": "svp"}]
+
+
+@pytest.fixture
+def finished(study):
+    """A study whose rows have weights: random ones, saved as training saves them."""
+    made = study(ROWS, {})
+    made.plan.save(made.plan.config_file)
+    for stage, key in made.plan.shared_stages:
+        run_stage(stage, made.plan.config_file, key=key)
+    for run in made.plan.trained:
+        model = build_model(made.plan, run, RunData(made.plan, run).vision_width)
+        save_tensors(made.plan.weights(run.id), model.trained_state())
+    return made
+
+
+@pytest.mark.parametrize("row", ["svp", "mlp"])
+def test_a_photograph_alone_gets_the_masks_of_the_workflow(finished, row):
+    plan = finished.plan
+    run = plan.run_named(row)
+    predict_stage(plan, run)
+    rows = pd.read_parquet(plan.prediction_file(run.id))
+    tables = load_tables(plan.prepared_dir(run))
+    texts = tables.expressions.set_index(["dataset", "sent_id"])["sentence"]
+    segment, wrong, pixels = Segmenter(plan, run), 0, 0
+    for (dataset, image_id), group in list(rows.groupby(["dataset", "image_id"]))[:4]:
+        said = [texts[dataset, sent] for sent in group["sent_id"]]
+        found = segment(read_rgb(tables.image_path(image_id)), said)
+        assert found.visual_tokens == group["visual_tokens"].iloc[0] and all(found.emitted)
+        assert (found.superpixels is None) == (row == "mlp")
+        if row == "svp":
+            assert len(found.superpixels) == found.visual_tokens
+        for mask, rle in zip(found.masks, group["rle"], strict=True):
+            both, theirs, ours = overlap(encode_mask(mask), rle, *mask.shape, "a mask")
+            wrong, pixels = wrong + theirs + ours - 2 * both, pixels + mask.size
+    assert wrong <= 1e-3 * pixels  # sums of a batch are taken in another order
+
+
+def test_any_photograph_is_answered_at_its_own_size(finished, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    photograph = np.kron(rng.integers(0, 256, (5, 8, 3)), np.ones((13, 17, 1))).astype(np.uint8)
+    Image.fromarray(photograph).save(tmp_path / "photo.png")
+    (tmp_path / "study.yaml").write_text(json.dumps(finished.raw))
+    command = ["segment", str(tmp_path / "photo.png"), "the left cup", "red star"]
+    asked = [*command, "--study", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out.png")]
+    app([*asked, "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert [m["expression"] for m in told["masks"]] == ["the left cup", "red star"]
+    assert all(m["rle"]["size"] == [65, 136] for m in told["masks"]) and told["visual_tokens"] >= 1
+    assert Image.open(tmp_path / "out.png").size[0] > 500 and (tmp_path / "out.pdf").is_file()
+    with pytest.raises(ConfigError, match="no row 'spv'; did you mean 'svp'"):
+        app([*asked, "--row", "spv"])
+    with pytest.raises(ValueError, match="text_blind.* is a control"):
+        app([*asked, "--row", "text_blind"])
+    finished.plan.weights(finished.plan.run_named("mlp").id).unlink()
+    with pytest.raises(ValueError, match=r"mlp.* is not trained: .* run the study first"):
+        app([*asked, "--row", "mlp"])
