@@ -74,7 +74,7 @@ class VisionEncoder(nn.Module):
         """``[3, S, S]`` from a uint8 RGB ``[H, W, 3]``."""
         size = self.options.image_size
         if image.shape[:2] != (size, size):
-            image = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+            image = np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
         pixels = torch.as_tensor(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
         return (pixels.to(self.mean.device) - self.mean) / self.std
 

@@ -176,7 +176,8 @@ def overlay_figure(examples: Sequence[Example], out_png: Path | str, out_pdf: Pa
                 _show(axes, example.image)
             wrapped = textwrap.shorten(example.sentence, 34 * heads, placeholder=" …")
             line[0].set_title(" ", fontsize=8)  # keeps the height; the sentence must not widen the column
-            line[0].text(0, 1.04, f"“{wrapped}”", color=INK, transform=line[0].transAxes).set_in_layout(False)
+            said = f"“{wrapped}”" if wrapped else ""
+            line[0].text(0, 1.04, said, color=INK, transform=line[0].transAxes).set_in_layout(False)
             line[0].set_ylabel(example.rank, color=MUTED, fontsize=7.5)
             line[0].set_xlabel("image", fontsize=7)
             if example.superpixels is not None:
