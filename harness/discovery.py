@@ -80,17 +80,21 @@ def _packages(group: str) -> tuple[str, ...]:
     return tuple(sorted({point.value for point in entry_points(group=group)}))
 
 
+@cache
+def _folders(package: str) -> tuple[Path, ...]:
+    spec = importlib.util.find_spec(package)
+    return tuple(map(Path, (spec.submodule_search_locations or ()) if spec else ()))
+
+
 def _found(packages: tuple[str, ...], kind: type[_D], what: str) -> dict[str, _D]:
     found: dict[str, _D] = {}
     for package in packages:
-        spec = importlib.util.find_spec(package)
-        for folder in (spec.submodule_search_locations or ()) if spec else ():
-            for path in sorted(Path(folder).glob("*.py")):
-                for info in declarations(path, f"{package}.{path.stem}", kind):
-                    if info.name in found:
-                        first = found[info.name].path
-                        raise ValueError(f"{what} '{info.name}' is declared in {first} and {path}")
-                    found[info.name] = info
+        for path in sorted(path for folder in _folders(package) for path in folder.glob("*.py")):
+            for info in declarations(path, f"{package}.{path.stem}", kind):
+                if info.name in found:
+                    first = found[info.name].path
+                    raise ValueError(f"{what} '{info.name}' is declared in {first} and {path}")
+                found[info.name] = info
     return found
 
 

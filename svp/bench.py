@@ -17,7 +17,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from harness.projector import ImageFeatures, Interface, Superpixels
-from harness.timing import count_flops, device_name, timed
+from harness.timing import count_flops, timed
 from svp.pooling import pool, smallest_owner
 from svp.projector import SVP
 from svp.ssa import own_embedding
@@ -192,7 +192,7 @@ def bench_superpixels(
         "options": chosen,
         "points_per_batch": {"official": 64, "ours": points_per_batch},
         "threads": torch.get_num_threads(),
-        "device": device_name(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "dtype": str(next(sam.parameters()).dtype).removeprefix("torch."),
     }
 

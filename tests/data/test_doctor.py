@@ -1,5 +1,6 @@
 """The doctor finds what is wrong, says how to mend it, and its exit status can be relied on."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -85,7 +86,10 @@ def test_weights_that_are_not_there_are_missing_and_local_ones_are_found(tmp_pat
 
 
 def test_attention_disk_and_tracker_are_looked_at(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.doctor.importlib.util.find_spec", lambda name: None)
+    installed = importlib.util.find_spec
+    monkeypatch.setattr(
+        "harness.doctor.importlib.util.find_spec", lambda name: None if name == "mlflow" else installed(name)
+    )
     findings = examine(study(set={"models.language.attention": "eager"}, results=str(tmp_path)))
     assert any("workflow" in f.mend for f in findings if f.status == "missing")
     assert [f.status for f in findings if f.check.startswith("attention: eager")] == ["note"]

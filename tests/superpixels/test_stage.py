@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from harness.config import ConfigError
 from harness.plan import Plan
 from harness.study import read_study
 from harness.superpixel_stage import build_source
@@ -37,7 +38,12 @@ def test_another_table_may_be_named(tmp_path):
         build_source(plan, run)
 
 
-def test_options_of_another_source_are_refused(tmp_path):
-    plan, run = one_row(tmp_path, **{"superpixels": "grid", "superpixels.options.segments": 3})
-    with pytest.raises(ValueError, match="superpixels: grid: segments"):
+def test_options_of_another_source_are_refused_before_anything_runs(tmp_path):
+    with pytest.raises(ConfigError, match="superpixels: grid: unknown option 'segments'"):
+        one_row(tmp_path, **{"superpixels": "grid", "superpixels.options.segments": 3})
+
+
+def test_a_wrong_value_of_an_option_is_named(tmp_path):
+    plan, run = one_row(tmp_path, **{"superpixels": "grid", "superpixels.options.rows": "many"})
+    with pytest.raises(ValueError, match="superpixels: grid: rows: .*integer"):
         build_source(plan, run)
