@@ -23,12 +23,12 @@ from harness.models.ris import RISModel
 from harness.models.sam import NoEncoder, load_sam, sam_frame
 from harness.models.starting import load_start
 from harness.plan import Plan
-from harness.projector import ImageFeatures, Interface
+from harness.projector import ImageFeatures, Interface, Superpixels
 from harness.seeds import forked_rng
 from harness.superpixel_store import SuperpixelStore
 from harness.tensors import load_tensors
 
-__all__ = ["RunData", "build_model", "load_stage"]
+__all__ = ["RunData", "build_model", "finished_model", "image_features", "load_stage"]
 
 
 def build_model(plan: Plan, run: RunConfig, vision_width: int) -> RISModel:
@@ -75,6 +75,27 @@ def load_stage(model: RISModel, path: Path) -> None:
         ValueError: it is cut short, or of another run.
     """
     model.load_trained(load_tensors(path, "delete it and train again"), str(path))
+
+
+def finished_model(plan: Plan, run: RunConfig, vision_width: int, device: torch.device | str) -> RISModel:
+    """The trained model of a run, on ``device`` and ready to answer.
+
+    Raises:
+        ValueError: its weights are cut short, or of another run.
+    """
+    model = build_model(plan, run, vision_width).to(device).eval()
+    load_stage(model, plan.weights(run.id))
+    model.projector.stage = 2
+    return model
+
+
+def image_features(
+    read: dict[str, Tensor], grid: tuple[int, int], superpixels: Superpixels | None
+) -> ImageFeatures:
+    """What a projector sees, of the arrays of ``b`` images by item, SAM's embeddings left out."""
+    own = {item: value for item, value in read.items() if item not in ("sam", "levels")}
+    levels = read["levels"].unbind(1) if "levels" in read else ()
+    return ImageFeatures(grid=grid, levels=tuple(levels), superpixels=superpixels, **own)
 
 
 class RunData:
@@ -125,14 +146,8 @@ class RunData:
     def features(self, image_ids: list[int], device: torch.device | str = "cpu") -> ImageFeatures:
         """What the projector sees of the images."""
         read = {k: v.batch(image_ids, device) for k, v in self.arrays.items() if k != "sam"}
-        levels = read.pop("levels", None)
         pixels = self.superpixels.batch(image_ids).to(device) if self.superpixels is not None else None
-        return ImageFeatures(
-            grid=self.grid,
-            levels=tuple(levels.unbind(1)) if levels is not None else (),
-            superpixels=pixels,
-            **read,
-        )
+        return image_features(read, self.grid, pixels)
 
     def sam_embeddings(self, image_ids: list[int], device: torch.device | str = "cpu") -> Tensor:
         """``[b, C, h, w]`` frozen SAM image embeddings."""

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from tqdm import tqdm
 
-from harness.assembly import RunData, build_model, load_stage
+from harness.assembly import RunData, finished_model
 from harness.config import ProtocolConfig, RunConfig
 from harness.controls import load_control
 from harness.files import atomic_path
@@ -138,9 +138,7 @@ def predict_stage(plan: Plan, run: RunConfig) -> None:
         _write(plan, run, data, rows, counts, tokens, [True] * len(rows))
         return
     workers = Workers()
-    model = build_model(plan, base, data.vision_width).to(workers.device).eval()
-    load_stage(model, plan.run_dir(base.id) / "stage2.safetensors")
-    model.projector.stage = 2
+    model = finished_model(plan, base, data.vision_width, workers.device)
     read_instead: Mapping[int, int] = {}
     if control is not None:
         control.adjust(model.projector)

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.assembly import build_model, load_stage
+from harness.assembly import finished_model, image_features
 from harness.config import RunConfig
 from harness.encoding import ImageEncoder
 from harness.models.ris import RISModel
 from harness.plan import Plan
 from harness.prediction import predict_masks
-from harness.projector import ImageFeatures
 from harness.reporting.overlays import Example, overlay_figure
 from harness.superpixel_stage import build_source
 from harness.superpixel_store import mask_geometry, on_grid, stood_in
@@ -69,10 +68,7 @@ class Segmenter:
     def _model(self) -> RISModel:
         blank = np.zeros((8, 8, 3), np.uint8)
         width = self._encoders["patches"](blank).shape[-1]
-        model = build_model(self.plan, self.run, width).to(self.device).eval()
-        load_stage(model, self.plan.weights(self.run.id))
-        model.projector.stage = 2
-        return model
+        return finished_model(self.plan, self.run, width, self.device)
 
     def __call__(self, image: np.ndarray, expressions: Sequence[str]) -> Segmentation:
         """Masks of ``expressions`` in a uint8 RGB image ``[H, W, 3]``.
@@ -83,13 +79,15 @@ class Segmenter:
         if not expressions:
             raise ValueError("there is no expression to segment")
         read = {item: encode(image)[None].float() for item, encode in self._encoders.items()}
-        sam = read.pop("sam")
-        made = self._superpixels(image, sam[0])
-        features = self._features(read, made)
-        height, width = image.shape[:2]
-        protocol = self.run.protocol
+        made, grid = self._superpixels(image, read["sam"][0]), self.run.models.vision.grid
+        pixels = None if made is None else on_grid([mask_geometry(made.masks, grid)]).to(self.device)
         masks, tokens, emitted = predict_masks(
-            self._model, features, sam.to(self.device), [list(expressions)], [(height, width)], protocol
+            self._model,
+            image_features(read, grid, pixels),
+            read["sam"],
+            [list(expressions)],
+            [(image.shape[0], image.shape[1])],
+            self.run.protocol,
         )
         return Segmentation(masks[0], emitted, tokens[0], None if made is None else made.masks)
 
@@ -97,17 +95,6 @@ class Segmenter:
         if self._source is None:
             return None
         return stood_in(self._source.generate(image, sam_embedding=embedding.cpu()))
-
-    def _features(self, read: dict[str, Tensor], made: SuperpixelMasks | None) -> ImageFeatures:
-        grid = self.run.models.vision.grid
-        levels = read.pop("levels", None)
-        pixels = None if made is None else on_grid([mask_geometry(made.masks, grid)]).to(self.device)
-        return ImageFeatures(
-            grid=grid,
-            levels=tuple(level.to(self.device) for level in levels.unbind(1)) if levels is not None else (),
-            superpixels=pixels,
-            **{item: value.to(self.device) for item, value in read.items()},
-        )
 
 
 def draw(image: np.ndarray, expressions: Sequence[str], found: Segmentation, out: Path) -> list[Path]:

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from harness.assembly import RunData, build_model, load_stage
+from harness.assembly import RunData, finished_model
 from harness.config import RunConfig
 from harness.files import write_json
 from harness.held_out import held_out
@@ -24,9 +24,7 @@ def held_out_giou(plan: Plan, trial: RunConfig) -> tuple[float, int]:
     rows = held_out(data.expressions, trial.held_out_images)
     rows = rows.sort_values(["dataset", "image_id", "ref_id", "sent_id"], ignore_index=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build_model(plan, trial, data.vision_width).to(device).eval()
-    load_stage(model, plan.weights(trial.id))
-    model.projector.stage = 2
+    model = finished_model(plan, trial, data.vision_width, device)
     scores: list[float] = []
     total = rows.groupby(["dataset", "image_id"]).ngroups
     with tqdm(total=total, desc=f"held out {trial.id}", unit="image", mininterval=5) as bar:
