@@ -13,6 +13,7 @@ from cyclopts import App, Parameter
 
 from harness.commands.bench import bench
 from harness.commands.data import data, doctor
+from harness.commands.efficiency import efficiency
 from harness.commands.protocols import protocols, verify
 from harness.commands.segment import segment
 from harness.commands.weights import weights
@@ -155,7 +156,7 @@ def stage(
         raise
 
 
-for _command in (bench, data, doctor, protocols, segment, verify, weights):
+for _command in (bench, data, doctor, efficiency, protocols, segment, verify, weights):
     app.command(_command)
 
 

@@ -1,11 +1,14 @@
 """Rows are timed side by side: one copy of what they leave frozen, and each row its own weights."""
 
 import json
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from harness.assembly import RunData, build_model, load_stage
+from harness.cli import app
 from harness.efficiency import _rows, efficiency_stage
 from harness.plan import Plan
 from harness.tensors import save_tensors
@@ -15,14 +18,14 @@ ROWS = ["mlp", {"name": "avg_pool", "budget": 9}, {"name": "fastv", "budget": 36
 
 @pytest.fixture
 def trained(study):
-    """A plan of rows whose trained parts differ from each other in every tensor."""
+    """A study of rows whose trained parts differ from each other in every tensor."""
     made = study(ROWS, {"training.images_per_step": 2})
     made.features()
     for number, run in enumerate(made.plan.trained, start=1):
         state = build_model(made.plan, run, RunData(made.plan, run).vision_width).trained_state()
         changed = {n: t + 0.01 * number if t.is_floating_point() else t for n, t in state.items()}
         save_tensors(made.plan.weights(run.id), changed)
-    return made.plan
+    return made
 
 
 def answers(plan: Plan, run, model):
@@ -36,6 +39,7 @@ def answers(plan: Plan, run, model):
 
 
 def test_rows_share_what_is_frozen_and_answer_as_if_alone(trained):
+    trained = trained.plan
     rows = _rows(trained, trained.trained, torch.device("cpu"))
     learnt = rows[0].model.trained_state().keys()
     for name, parameter in rows[0].model.named_parameters():
@@ -55,7 +59,7 @@ def test_rows_share_what_is_frozen_and_answer_as_if_alone(trained):
 
 
 def test_what_is_written(trained, tmp_path):
-    efficiency_stage(trained, tmp_path / "study.json")
+    efficiency_stage(trained.plan, tmp_path / "study.json")
     found = json.loads((tmp_path / "study.json").read_text())
     speed = {row["projector"]: row for row in found["relative"]}
     assert speed["mlp"]["speedup_infer"] == speed["mlp"]["speedup_train"] == 1
@@ -75,3 +79,23 @@ def test_what_is_written(trained, tmp_path):
         )
     # 144 patches through two layers of 32 to 32, in multiply-adds times two
     assert times["mlp", "project", "cached", 1]["flops"] == 2 * 144 * (32 * 32 + 32 * 32)
+
+
+def test_a_finished_study_is_timed_on_the_machine_at_hand(trained, tmp_path, capsys):
+    (tmp_path / "study.yaml").write_text(json.dumps(trained.raw))
+    command = ["efficiency", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")]
+    app([*command, "--json"])
+    told = json.loads(capsys.readouterr().out)
+    table = pd.read_csv(Path(told["out"]) / "efficiency.csv", dtype={"budget": str})
+    assert {"efficiency.json", "efficiency.csv", "provenance.json"} == {
+        path.name for path in Path(told["out"]).iterdir()
+    }
+    assert [row["projector"] for row in told["rows"]] == ["mlp", "avg_pool", "fastv"]
+    total = table[(table["stage"] == "total") & (table["batch"] == 1)].set_index(["projector", "case"])
+    for row in told["rows"]:
+        for case in ("cold", "cached"):
+            assert row[f"{case}_ms"] == pytest.approx(total["median_ms"][row["projector"], case], rel=1e-4)
+        assert (row["speedup_infer"] == 1) == (row["projector"] == "mlp")
+    trained.plan.weights(trained.plan.run_named("mlp").id).unlink()
+    with pytest.raises(ValueError, match=r"1 of 3 rows are not trained, such as mlp.*; run the study first"):
+        app(command)

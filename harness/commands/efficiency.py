@@ -1,0 +1,56 @@
+"""``svp efficiency``: what the rows of a finished study cost on the machine at hand."""
+
+from __future__ import annotations
+
+import json as json_module
+import re
+import sys
+from pathlib import Path
+
+__all__ = ["efficiency"]
+
+
+def efficiency(
+    study: Path = Path("config/default.yaml"), *, out: Path = Path("results/efficiency"), json: bool = False
+) -> None:
+    """Time every trained row of a study on this machine, as the study's own job does.
+
+    So rows that a cluster trained are timed on one GPU after another. Close what else runs: it is timed too.
+
+    Args:
+        study: a file of ``config/``, merged onto ``config/default.yaml``; its rows must be trained.
+        out: ``DEVICE/STUDY/efficiency.{json,csv}`` and ``provenance.json`` go there.
+        json: print one JSON value, the timings in milliseconds.
+    """
+    from harness.efficiency import efficiency_stage
+    from harness.files import write_json
+    from harness.plan import Plan
+    from harness.reporting.context import read_efficiency, write_csv
+    from harness.snapshot import provenance
+    from harness.study import read_study
+
+    plan = Plan.from_raw(read_study(study))
+    untrained = [run.id for run in plan.trained if not plan.weights(run.id).is_file()]
+    if untrained:
+        raise ValueError(
+            f"{study}: {len(untrained)} of {len(plan.trained)} rows are not trained, such as {untrained[0]}; "
+            "run the study first"
+        )
+    made_by = provenance(plan, f"svp efficiency {study}")
+    device = re.sub(r"[^a-z0-9]+", "-", str(made_by["device"]).lower()).strip("-")
+    folder = out / device / plan.study_dir.name
+    efficiency_stage(plan, folder / "efficiency.json")
+    timings, parameters, relative = read_efficiency([folder / "efficiency.json"])
+    write_csv(folder / "efficiency.csv", timings, "%.6g")
+    write_json(folder / "provenance.json", made_by)
+    one = timings[(timings["batch"] == 1) & (timings["stage"] == "total")]
+    row = ["projector", "variant", "budget"]
+    table = one.pivot(index=row, columns="case", values="median_ms").rename(columns="{}_ms".format)
+    table = relative.merge(table.reset_index(), on=row).merge(parameters[[*row, "parameters"]], on=row)
+    table = table[[*row, "cold_ms", "cached_ms", "speedup_infer", "speedup_train", "parameters"]]
+    if json:
+        value = {"out": str(folder), **made_by, "rows": json_module.loads(table.to_json(orient="records"))}
+        sys.stdout.write(json_module.dumps(value, indent=2) + "\n")
+    else:
+        shown = table.to_string(index=False, float_format=lambda v: f"{v:.2f}")
+        sys.stdout.write(f"{shown}\none image at a time, milliseconds; {made_by['device']}; {folder}\n")
