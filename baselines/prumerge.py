@@ -37,16 +37,16 @@ class PruMerge(MLPBaseline):
     """Keeps the outliers of the class token's attention, merges the others into them (LLaVA-PruMerge).
 
     Without a budget the count adapts to the image: patches above the third quartile by 1.5 interquartile
-    ranges, and one token for all dropped ones. With a budget the most attended are kept. The attention is
-    the encoder's, summed over heads and scaled to sum to 1 over patches; the release computes it without
-    a split into heads.
+    ranges, and one token for all dropped ones. With a budget the most attended are kept. As released,
+    attention and keys are those of the encoder's last block whichever layer the patches come from, without
+    a split into heads, and what the class token gives itself is not shared out among the patches.
     """
 
     name = "prumerge"
     reference = "LLaVA-PruMerge, arXiv 2403.15388; 42Shawn/LLaVA-PruMerge"
     licence = "Apache-2.0"
     budgets = ()
-    needs = ("cls_attention", "keys")
+    needs = ("last_cls_attention", "last_keys")
 
     class Config(ProjectorConfig):
         """Options; ``neighbours`` patches are merged into each kept one."""
@@ -74,15 +74,16 @@ class PruMerge(MLPBaseline):
         self, image: ImageFeatures, *, budget: int | None = None, generator: torch.Generator | None = None
     ) -> VisualTokens:
         """The merged patches of each image, most attended first, then one token for the rest; elastic."""
-        if image.cls_attention is None or image.keys is None:
-            raise ValueError(f"{self.name} needs the class token's attention and the keys")
+        if image.last_cls_attention is None or image.last_keys is None:
+            raise ValueError(f"{self.name} needs the last block's keys and class token's attention")
         asked, most = self.asked(budget), image.patches.shape[1]
         count = None if asked is None else token_count(self.name, asked, default=2, least=2, most=most)
-        shares = image.cls_attention.float()
-        shares = shares / shares.sum(-1, keepdim=True)
+        whole = image.last_keys.transpose(1, 2).flatten(2)
         merged = [
-            merge(patches, keys, share, self.select(share, count), self.config.neighbours)
-            for patches, keys, share in zip(image.patches, image.keys, shares, strict=True)
+            merge(patches, keys, attention, self.select(attention, count), self.config.neighbours)
+            for patches, keys, attention in zip(
+                image.patches, whole, image.last_cls_attention.float(), strict=True
+            )
         ]
         tokens = VisualTokens.ragged(merged)
         return VisualTokens(self.mlp(tokens.embeddings), tokens.lengths)

@@ -21,7 +21,7 @@ class PruMergePlus(PruMerge):
     reference = "LLaVA-PruMerge, arXiv 2403.15388; 42Shawn/LLaVA-PruMerge"
     licence = "Apache-2.0"
     budgets = ()
-    needs = ("cls_attention", "keys")
+    needs = ("last_cls_attention", "last_keys")
 
     def select(self, attention: Tensor, budget: int | None) -> Tensor:
         """Indices of the kept patches: most attended first, then the spaced ones in raster order."""

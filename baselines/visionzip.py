@@ -5,11 +5,11 @@ from __future__ import annotations
 from fractions import Fraction
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines._layers import KeptTokens, head_count
+from baselines._layers import KeptTokens
 from harness.projector import ImageFeatures, ProjectorConfig, VisualTokens
 
 __all__ = ["VisionZip"]
@@ -23,7 +23,8 @@ def gather(values: Tensor, indices: Tensor) -> Tensor:
 class VisionZip(KeptTokens):
     """Dominant patches by class-token attention, contextual ones by likeness of keys, then MLP2x (VisionZip).
 
-    The release counts the class token among the dominant ones; here all tokens are patches.
+    Likeness is that of keys averaged over the encoder's heads. The release counts the class token among
+    the dominant ones; here all tokens are patches.
     """
 
     name = "visionzip"
@@ -35,15 +36,9 @@ class VisionZip(KeptTokens):
     least = 2  # one dominant, one contextual
 
     class Config(ProjectorConfig):
-        """Options.
-
-        Attributes:
-            contextual_share: share of contextual tokens (10 of 64 in all released settings).
-            head_width: channels of an encoder head; likeness is that of keys averaged over heads.
-        """
+        """Options; ``contextual_share`` of the tokens are contextual (10 of 64 in all released settings)."""
 
         contextual_share: float = Field(10 / 64, gt=0, lt=1)
-        head_width: PositiveInt = 64
 
     config: Config
 
@@ -53,15 +48,14 @@ class VisionZip(KeptTokens):
         """Dominant tokens in raster order, then the contextual ones; elastic."""
         if image.cls_attention is None or image.keys is None:
             raise ValueError(f"{self.name} needs the class token's attention and the keys")
-        batch, patches, width = image.keys.shape
+        batch, patches = image.cls_attention.shape
         count = self.count(patches, self.asked(budget))
         contextual = min(max(1, int(count * self.config.contextual_share + 0.5)), count - 1)
         dominant = image.cls_attention.float().topk(count - contextual).indices.sort().values
         left = torch.ones(batch, patches, device=dominant.device).scatter(1, dominant, 0.0)
         left = left.argsort(descending=True, stable=True)[:, : patches - count + contextual]
 
-        keys = image.keys.float().unflatten(-1, (head_count(width, self.config.head_width), -1)).mean(-2)
-        keys = gather(F.normalize(keys, dim=-1), left)
+        keys = gather(F.normalize(image.keys.float().mean(1), dim=-1), left)
         values = gather(image.patches, left)
         is_anchor = torch.zeros(left.shape[1], dtype=torch.bool, device=left.device)
         is_anchor[torch.arange(contextual) * (left.shape[1] // contextual)] = True

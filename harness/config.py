@@ -6,13 +6,13 @@ Snakefile loads this module, and every Slurm job parses the Snakefile again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from harness.data.options import ReferData, SyntheticData
 from harness.discovery import nearest
+from harness.strict import Strict
 
 __all__ = [
     "ConfigError",
@@ -31,27 +31,21 @@ __all__ = [
     "VisionConfig",
 ]
 
-FEATURE_ITEMS = ("patches", "levels", "cls_attention", "keys", "encoder_tokens", "sam")
+FEATURE_ITEMS = (
+    "patches",
+    "levels",
+    "cls_attention",
+    "keys",
+    "last_cls_attention",
+    "last_keys",
+    "encoder_tokens",
+    "sam",
+)
 BLOCKS = ("data", "models", "superpixels", "training", "protocol")
 
 
 class ConfigError(ValueError):
     """A config that cannot be run; one sentence, naming the key and the mend."""
-
-
-class Strict(BaseModel):
-    """Frozen, and unknown keys are refused with the nearest right name."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            for key in value:
-                if key not in cls.model_fields:
-                    raise ValueError(f"unknown key '{key}'{nearest(str(key), list(cls.model_fields))}")
-        return value
 
 
 class VisionConfig(Strict):
@@ -210,10 +204,7 @@ class TrainingConfig(Strict):
     """The recipe, the same for every projector. Steps are optimiser steps.
 
     The published schedule is GLaMM's: AdamW 3e-4, betas (0.9, 0.95), 100 warm-up steps, linear to 0.
-    ``balanced_until`` is not theirs: the share of all steps in which BCE goes from target and background
-    at equal weight to every pixel alike; 0 leaves it out. For models too small to start well.
-
-    ``caption_weight`` is not theirs either: each ``[SEG]`` also names what it means, and that many
+    ``caption_weight`` is not theirs: each ``[SEG]`` also names what it means, and that many
     ``captioned_places`` of each image ask what stands there (:mod:`harness.captions`); in the first
     ``caption_share`` of stage 1 captions are all that is learnt, by the projector alone, as LLaVA's
     projector is aligned first. 0 leaves them out.
@@ -235,7 +226,6 @@ class TrainingConfig(Strict):
     ce_weight: float = 1.0
     bce_weight: float = 2.0
     dice_weight: float = 0.5
-    balanced_until: float = 0.0
     caption_weight: float = Field(0.0, ge=0)
     caption_share: float = Field(0.0, ge=0, le=1)
     captioned_places: int = Field(0, ge=0)

@@ -61,24 +61,49 @@ def declarations(path: Path, module: str | None, kind: type[_D]) -> tuple[_D, ..
     return _read(path, module, kind, path.stat().st_mtime_ns)  # type: ignore[arg-type]
 
 
+def _parsed(path: Path) -> ast.Module:
+    return _parsed_once(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _parsed_once(path: Path, _changed_ns: int) -> ast.Module:
+    return ast.parse(path.read_text(), filename=str(path))
+
+
 @cache
 def _read(path: Path, module: str | None, kind: type[_D], _changed_ns: int) -> tuple[_D, ...]:
     found = []
-    tree = ast.parse(path.read_text(), filename=str(path))
+    tree = _parsed(path)
     for node in tree.body:
-        if not isinstance(node, ast.ClassDef):
-            continue
-        literals: dict[str, Any] = {}
-        for item in node.body:
-            target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", None)
-            if isinstance(target, ast.Name) and target.id in kind.ATTRIBUTES and getattr(item, "value", None):
-                try:
-                    literals[target.id] = ast.literal_eval(item.value)  # type: ignore[attr-defined]
-                except ValueError as error:
-                    raise ValueError(f"{path}: {node.name}.{target.id} must be a literal") from error
-        if isinstance(literals.get("name"), str):
-            found.append(kind(literals["name"], path, node.name, module, literals, _options(node, tree)))
+        if isinstance(node, ast.ClassDef):
+            own = _literals(node, kind, path)
+            if isinstance(own.get("name"), str):
+                declared = _inherited(node, tree, kind, path) | own
+                found.append(kind(own["name"], path, node.name, module, declared, _options(node, tree)))
     return tuple(found)
+
+
+def _literals(node: ast.ClassDef, kind: type[Declaration], path: Path) -> dict[str, Any]:
+    """The attributes of a ``kind`` that the body of a class sets itself."""
+    literals: dict[str, Any] = {}
+    for item in node.body:
+        target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", None)
+        if isinstance(target, ast.Name) and target.id in kind.ATTRIBUTES and getattr(item, "value", None):
+            try:
+                literals[target.id] = ast.literal_eval(item.value)  # type: ignore[attr-defined]
+            except ValueError as error:
+                raise ValueError(f"{path}: {node.name}.{target.id} must be a literal") from error
+    return literals
+
+
+def _inherited(node: ast.ClassDef, tree: ast.Module, kind: type[Declaration], path: Path) -> dict[str, Any]:
+    """What the bases of a class set, the nearest first, as far as they can be followed."""
+    declared: dict[str, Any] = {}
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id not in _PLAIN and (found := _class(base.id, tree)):
+            above, its_tree = found
+            declared = _inherited(above, its_tree, kind, path) | _literals(above, kind, path) | declared
+    return declared
 
 
 def _options(node: ast.ClassDef, tree: ast.Module) -> frozenset[str] | None:
@@ -91,7 +116,10 @@ def _options(node: ast.ClassDef, tree: ast.Module) -> frozenset[str] | None:
         base = base.value
     if not isinstance(base, ast.Name):
         return None
-    inherited = frozenset() if base.id in _PLAIN else _options_of(base.id, tree)
+    if base.id in _PLAIN:
+        return frozenset(fields)
+    found = _class(base.id, tree)
+    inherited = _options(*found) if found else None
     return None if inherited is None else inherited | frozenset(fields)
 
 
@@ -99,14 +127,14 @@ def _is_field(item: ast.stmt) -> bool:
     return isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
 
 
-def _options_of(name: str, tree: ast.Module) -> frozenset[str] | None:
-    """Those of the class called ``name`` in a file, defined there or imported from another."""
+def _class(name: str, tree: ast.Module) -> tuple[ast.ClassDef, ast.Module] | None:
+    """The class called ``name`` in a file, defined there or imported from another, and the file it is in."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            return _options(node, tree)
+            return node, tree
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             original = next((a.name for a in node.names if (a.asname or a.name) == name), None)
             path = module_file(node.module) if original else None
             if original and path:
-                return _options_of(original, ast.parse(path.read_text(), filename=str(path)))
+                return _class(original, _parsed(path))
     return None

@@ -152,9 +152,14 @@ def get_projector(name: str) -> ProjectorInfo:
         return infos[0]
     if ":" in name:
         module, class_name = name.split(":", 1)
-        spec = importlib.util.find_spec(module)
+        try:
+            spec = importlib.util.find_spec(module)
+        except ImportError:  # of the package that should hold it
+            spec = None
         if spec is None or spec.origin is None:
-            raise ValueError(f"projector module {module} cannot be found")
+            raise ValueError(
+                f"projector module {module} cannot be found; name its file instead, such as path/to/file.py"
+            )
         for info in declarations(Path(spec.origin), module, ProjectorInfo):
             if info.class_name == class_name:
                 return info

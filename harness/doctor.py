@@ -18,6 +18,7 @@ from harness.data.options import ReferData, expand_root
 from harness.data.sources import EXPECTED
 from harness.files import sha256_file
 from harness.plan import Plan
+from harness.refusals import refusals
 
 __all__ = ["examine", "memory_estimate", "parameters_of_name"]
 
@@ -28,7 +29,7 @@ _VISION_SIZES = {"small": 22e6, "base": 87e6, "large": 304e6, "so400m": 428e6, "
 
 
 def examine(plan: Plan) -> list[Finding]:
-    """Every finding of a study: data, weights, device, memory, attention, disk, tracker."""
+    """Every finding of a study: data, rows, weights, device, memory, attention, disk, tracker."""
     runs = list(plan.runs.values())
     findings: list[Finding] = []
     for data in dict.fromkeys(run.data for run in runs):
@@ -36,11 +37,20 @@ def examine(plan: Plan) -> list[Finding]:
             findings += check_data(data)
         else:
             findings.append(Finding("data: synthetic scenes, which the workflow draws itself", "ok"))
+    findings += _rows(plan)
     trained = {run.models.model_dump_json(): run for run in runs if run.acts_on != "superpixels"}
     for run in trained.values():
         findings += [*_weights(run), *_device(run), _attention(run.models.language)]
     findings += [*_disk(plan), *_tracker(plan)]
     return list(dict.fromkeys(findings))
+
+
+def _rows(plan: Plan) -> Iterator[Finding]:
+    refused = refusals(plan)
+    for row, reason in refused.items():
+        yield Finding(f"row {row}: {reason}", "wrong", "change the row, or leave it out")
+    if not refused:
+        yield Finding(f"rows: none of {len(plan.runs)} is refused by its projector", "ok")
 
 
 def _weights(run: RunConfig) -> Iterator[Finding]:

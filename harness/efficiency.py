@@ -183,7 +183,7 @@ def _measure_encoders(plan: Plan, row: _Row, device: torch.device) -> None:
             "sam_encode": partial(sam.image_encoder, squares),
         }
         if source is not None:
-            works["superpixels"] = partial(_superpixels, source, ids, arrays, embeddings.cpu())
+            works["superpixels"] = partial(_superpixels, source, ids, arrays, embeddings)
         for stage, work in works.items():
             work()
             if stage != "superpixels":

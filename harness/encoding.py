@@ -41,7 +41,7 @@ class ImageEncoder:
         """Load the encoder.
 
         Args:
-            item: ``patches``, ``levels``, ``cls_attention``, ``keys``, ``encoder_tokens`` or ``sam``.
+            item: one of :data:`harness.config.FEATURE_ITEMS`.
             run: a run that uses the item (for its model options, and its projector's hook).
             model: folder, checkpoint or name of the encoder.
         """
@@ -71,7 +71,7 @@ class ImageEncoder:
         pixels = self._vision.preprocess(image)[None]
         if self._hook is not None:
             return self._vision.encoder_tokens(pixels, self._hook)
-        out = self._vision(pixels, attention=self.item in ("cls_attention", "keys"))
+        out = self._vision(pixels, attention=self.item not in ("patches", "levels"))
         if self.item == "levels":
             value = torch.stack(out.levels, 1) if out.levels else None
         else:

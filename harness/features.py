@@ -148,7 +148,7 @@ def feature_stage(
     A shard is written whole; a job that was killed goes on with the next one.
 
     Args:
-        item: ``patches``, ``levels``, ``cls_attention``, ``keys``, ``encoder_tokens`` or ``sam``.
+        item: one of :data:`harness.config.FEATURE_ITEMS`.
         run: a run that uses the array (for its model options, and its projector's encoder hook).
         data_dir: the prepared data's folder.
         model: folder, checkpoint or name of the encoder.

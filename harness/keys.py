@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from harness.config import RunConfig
+from harness.config import FEATURE_ITEMS, RunConfig
 from harness.data.options import SyntheticData
 from harness.files import digest
 
@@ -130,7 +130,7 @@ class Keys:
     def feature_items(self) -> tuple[str, ...]:
         """The cached arrays that the run reads."""
         needs = self.run.needs
-        extras = tuple(n for n in ("levels", "cls_attention", "keys", "encoder_tokens") if n in needs)
+        extras = (n for n in FEATURE_ITEMS if n in needs and n not in ("patches", "sam"))
         return ("patches", "sam", *extras)
 
     def feature_spec(self, item: str) -> dict[str, Any]:
@@ -143,10 +143,13 @@ class Keys:
         spec: dict[str, Any] = {
             **common,
             "model": self.model("vision"),
-            "layer": vision.layer,
+            "layer": -1 if item in ("last_cls_attention", "last_keys") else vision.layer,
             "levels": list(vision.levels) if item == "levels" else None,
             "image_size": vision.image_size,
         }
+        if item in ("keys", "last_keys"):
+            # Arrays of keys without a split into heads have a key of their own.
+            spec["layout"] = "heads, n, d / heads"
         if item == "encoder_tokens":
             # What the encoder gives under a hook is the projector's own: nobody else reads it.
             spec["hook"] = {"source": self.run.source, "config": self.run.config, "budget": self.run.budget}

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 from harness.config import ConfigError
-from harness.files import read_json
+from harness.files import read_json, write_json
 from harness.plan import Plan
 from harness.study import read_study
 
@@ -92,6 +93,21 @@ def lift_lock(folder: Path, snakemake: list[str], say: Callable[[str], None]) ->
         subprocess.run([*snakemake, "--unlock", "--quiet"], cwd=folder, check=True)
 
 
+def _check_rows(plan: Plan) -> None:
+    from harness.refusals import refusals  # imports torch
+
+    if refused := refusals(plan):
+        said = "; ".join(f"{row}: {reason}" for row, reason in refused.items())
+        raise ConfigError(f"these rows cannot be run, change or leave them out: {said}")
+
+
+def _add_minutes(plan: Plan, minutes: float) -> float:
+    """Keep how long the study has run, in all calls since its folder was made, for its provenance."""
+    kept = read_json(plan.minutes_file) if plan.minutes_file.is_file() else []
+    write_json(plan.minutes_file, [*kept, round(minutes, 2)])
+    return minutes
+
+
 def run_study(
     study: Path,
     *,
@@ -113,7 +129,7 @@ def run_study(
         Snakemake's exit status.
 
     Raises:
-        ConfigError: the study cannot be run, or another Snakemake works here.
+        ConfigError: the study or one of its rows cannot be run, or another Snakemake works here.
     """
     raw = read_study(study)
     if data_root is not None:
@@ -125,14 +141,18 @@ def run_study(
     if dry_run:
         return subprocess.run([*command, "--dry-run"]).returncode
     plan.check_inputs()
+    _check_rows(plan)
     lift_lock(Path.cwd(), command, say)
     if profile is not None:
         command += ["--profile", profile]
     command += ["--rerun-incomplete", "--keep-going", "--show-failed-logs"]
     say(f"{len(plan.runs)} runs into {plan.study_dir}; progress of each job in logs/\n$ {' '.join(command)}")
+    start = time.monotonic()
     status = subprocess.run(command).returncode
+    minutes = _add_minutes(plan, (time.monotonic() - start) / 60)
     if status == 0:
         sys.stdout.write((plan.tables_dir / "main.md").read_text() + "\n")
         store = read_json(plan.published_file)["tracking_uri"]
         say(f"tables:  {plan.tables_dir}\nfigures: {plan.figures_dir}\nMLflow:  {store}")
+        say(f"took {minutes:.1f} minutes, without what was there before")
     return status

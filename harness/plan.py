@@ -137,6 +137,11 @@ class Plan:
         return self.results / name
 
     @property
+    def minutes_file(self) -> Path:
+        """Minutes that each `svp run` of the study took."""
+        return self.study_dir / "minutes.json"
+
+    @property
     def config_file(self) -> Path:
         """The resolved study on disk."""
         return self.study_dir / "config.json"

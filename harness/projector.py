@@ -40,6 +40,8 @@ class Superpixels:
         boxes: ``[sum K_i, 4]`` normalised ``x1, y1, x2, y2`` in 0..1.
         areas: ``[sum K_i]`` share of the image.
         lengths: ``[b]`` int64, the number of superpixels of each image.
+        excess: ``[b, n]``, by how much the occupancies of a cell sum to more than the masks cover of it
+            together, exactly 0 where none overlap; ``None`` where no masks of an image overlap.
     """
 
     occupancy: Tensor
@@ -47,6 +49,7 @@ class Superpixels:
     boxes: Tensor
     areas: Tensor
     lengths: Tensor
+    excess: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse packed arrays that do not agree with ``lengths``."""
@@ -60,7 +63,8 @@ class Superpixels:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Superpixels:
         """The same superpixels on ``device``, floating arrays in ``dtype``."""
         move = {n: getattr(self, n).to(device, dtype) for n in ("occupancy", "weights", "boxes", "areas")}
-        return Superpixels(lengths=self.lengths.to(device), **move)
+        excess = None if self.excess is None else self.excess.to(device, dtype)
+        return Superpixels(lengths=self.lengths.to(device), excess=excess, **move)
 
     @property
     def image_index(self) -> Tensor:
@@ -78,8 +82,12 @@ class ImageFeatures:
         patches: ``[b, n, d]`` patch embeddings in raster order.
         grid: ``(h, w)`` with ``h * w == n``.
         levels: further hidden states, each ``[b, n, d]``, for projectors that need ``levels``.
-        cls_attention: ``[b, n]`` attention of the class token to the patches, summed over heads.
-        keys: ``[b, n, d]`` attention keys of the selected layer.
+        cls_attention: ``[b, n]`` attention of the class token to the patches, summed over heads, in the
+            block that gives ``patches``.
+        keys: ``[b, heads, n, d / heads]`` attention keys of the patches in that block.
+        last_cls_attention: ``[b, n]`` attention of the class token to the patches in the encoder's last
+            block, as one softmax over all tokens of ``q · k / sqrt(d)``, without a split into heads.
+        last_keys: ``[b, heads, n, d / heads]`` attention keys of the patches in the encoder's last block.
         superpixels: ragged superpixels, for projectors that need ``superpixels``.
         encoder_tokens: ``[b, k, d]`` what the encoder gives under the projector's own encoder hook, for
             projectors that need ``encoder_tokens``; they stand on no grid.
@@ -90,6 +98,8 @@ class ImageFeatures:
     levels: tuple[Tensor, ...] = ()
     cls_attention: Tensor | None = None
     keys: Tensor | None = None
+    last_cls_attention: Tensor | None = None
+    last_keys: Tensor | None = None
     superpixels: Superpixels | None = None
     encoder_tokens: Tensor | None = None
 
@@ -242,8 +252,8 @@ class Projector(nn.Module):
         reference: paper or repository the architecture is taken from.
         licence: licence of the reference code (read, never copied).
         budgets: token counts of its publication on a 24x24 grid; empty where it adapts.
-        needs: what it reads beyond ``patches``: ``levels``, ``cls_attention``, ``keys``, ``superpixels``,
-            ``encoder_tokens``.
+        needs: what it reads beyond ``patches``: ``levels``, ``cls_attention``, ``keys``,
+            ``last_cls_attention``, ``last_keys``, ``superpixels``, ``encoder_tokens``.
         superpixel_source: a fixed superpixel source (a part's name), or ``None`` for the study's own.
     """
 
@@ -267,7 +277,7 @@ class Projector(nn.Module):
 
     @classmethod
     def skip(cls, interface: Interface, config: ProjectorConfig) -> tuple[bool, str]:
-        """Whether this combination cannot be run, and why, in words for the table."""
+        """Whether this combination cannot be run, and why, in words."""
         return False, ""
 
     @classmethod

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.options import ReferData
-from harness.files import atomic_path, write_json
+from harness.files import atomic_path, read_json, write_json
 from harness.plan import Plan
 from harness.reporting.claims import write_claims
 from harness.reporting.digest import write_digest
@@ -37,8 +37,12 @@ def _processor() -> str:
 
 
 def provenance(plan: Plan, command: str) -> dict[str, Any]:
-    """What made a study's results: command, commit, machine and versions."""
-    return {**provenance_of(command), "study": plan.study.study, "effort": plan.study.effort}
+    """What made a study's results: command, commit, machine, versions, and minutes where `svp run` made them.
+
+    What an earlier study left, data, models and runs, was not made again and is not in the minutes.
+    """
+    took = {"minutes": round(sum(read_json(plan.minutes_file)), 1)} if plan.minutes_file.is_file() else {}
+    return {**provenance_of(command), "study": plan.study.study, "effort": plan.study.effort, **took}
 
 
 def provenance_of(command: str) -> dict[str, Any]:

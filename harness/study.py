@@ -176,7 +176,29 @@ def _tokens(budget: Budget, vision: Mapping[str, Any], name: str) -> int | None:
     return patches // share
 
 
-def _check_runs(runs: list[RunConfig]) -> None:
+def _data_root(root: str) -> str:
+    """Absolute, as what is prepared from it names it too; where a variable is unset it stands as it is.
+
+    A plan needs no raw data; a run checks for it.
+    """
+    found = os.path.expandvars(root)
+    return found if "$" in found else os.path.abspath(os.path.expanduser(found))
+
+
+def _check_runs(runs: list[RunConfig], study: StudyConfig) -> None:
+    names = list(dict.fromkeys(run.projector for run in runs))
+    unset = StudyConfig.model_fields["reference_row"].default  # without it a study says nothing of speed-ups
+    if study.reference_row not in (*names, unset):
+        raise ConfigError(
+            f"config: reference_row: no row is called '{study.reference_row}'"
+            f"{nearest(study.reference_row, names)}"
+        )
+    for run in runs:
+        for split in run.splits:
+            if split not in run.data.split_names:
+                raise ConfigError(
+                    f"config: splits: the data have no '{split}'{nearest(split, list(run.data.split_names))}"
+                )
     seen: set[str] = set()
     for run in runs:
         if run.id in seen:
@@ -216,8 +238,7 @@ def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]
         for key, value in row.set.items():
             _apply(blocks, key, value, root, f"config: rows: {row.name}: set")
         if "root" in blocks["data"]:
-            # Left as it stands where the variable is unset: a plan needs no raw data, a run checks for it.
-            blocks["data"]["root"] = os.path.expandvars(blocks["data"]["root"])
+            blocks["data"]["root"] = _data_root(blocks["data"]["root"])
         if not {"superpixels"} & set(info.needs):
             blocks["superpixels"] = None
         if study.tuning is not None and any(key.startswith("training.learning_rate") for key in row.set):
@@ -245,5 +266,5 @@ def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]
                 runs.append(RunConfig.model_validate(values))
             except ValidationError as error:
                 raise _explain(error, f"config: {row.name}") from error
-    _check_runs(runs)
+    _check_runs(runs, study)
     return runs

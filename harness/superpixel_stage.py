@@ -18,17 +18,16 @@ from harness.discovery import load_source
 from harness.features import open_features
 from harness.files import digest, write_json
 from harness.images import read_rgb
-from harness.models.sam import load_sam
 from harness.plan import Plan
 from harness.superpixel_store import FORMAT_VERSION, encode_image, read_shard_rows, summarise, write_shard
-from harness.superpixels import SuperpixelSource
+from harness.superpixels import SuperpixelSource, open_sam
 from harness.triggers import superpixel_trigger
 
 __all__ = ["build_source", "superpixel_stage", "write_superpixels"]
 
 
 def build_source(plan: Plan, run: RunConfig) -> SuperpixelSource:
-    """The run's superpixel source, with its options and, where it asks for one, the run's SAM.
+    """The run's superpixel source, with its options and any SAM that it asks for, on the GPU if any.
 
     Args:
         plan: the study.
@@ -53,7 +52,7 @@ def build_source(plan: Plan, run: RunConfig) -> SuperpixelSource:
         raise ValueError(f"superpixels: {config.source}: {place}: {first['msg']}") from error
     sam = None
     if source_class.needs_sam:
-        sam = load_sam(plan.model_source(run, "sam"), run.models.sam.kind, run.models.sam.sha256)
+        sam = open_sam(plan.model_source(run, "sam"), run.models.sam.kind, run.models.sam.sha256)
     return source_class(options, sam)
 
 

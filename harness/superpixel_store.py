@@ -4,6 +4,7 @@ A row holds an image's masks as RLE, their share of every patch cell (``occupanc
 that pool patches exactly as averaging the bilinearly up-sampled patch map under the mask would.
 Bilinear up-sampling is a linear map of the patch grid, ``Y = A_y X A_x^T``; averaging ``Y`` under a
 mask ``M`` is therefore the inner product of ``X`` with ``A_y^T M A_x / sum(M)``, which is what is kept.
+Where masks overlap, the sum of their shares is more than they cover: how much more (``excess``) is kept too.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ __all__ = [
     "stood_in",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _ROW_GROUP = 16  # images read at once: a random access costs about one megabyte at paper size
 _CHUNK = 32  # masks whose float copies are held at once
 _STATISTICS = ("image_id", "count", "coverage", "overlap", "blank")
-_GEOMETRY = ("image_id", "count", "occupancy", "weights", "boxes", "areas")
+_GEOMETRY = ("image_id", "count", "occupancy", "weights", "boxes", "areas", "excess")
 
 _SCHEMA = pa.schema(
     [
@@ -57,6 +58,7 @@ _SCHEMA = pa.schema(
         ("areas", pa.binary()),
         ("occupancy", pa.binary()),
         ("weights", pa.binary()),
+        ("excess", pa.binary()),
     ]
 )
 
@@ -93,7 +95,8 @@ def mask_geometry(masks: np.ndarray, grid: tuple[int, int]) -> dict[str, np.ndar
     Returns:
         ``occupancy`` ``[K, n]`` uint8 (share of the cell times 255, at least 1 where touched),
         ``weights`` ``[K, n]`` float16 (rows sum to 1), ``boxes`` ``[K, 4]`` float32 normalised
-        ``x1, y1, x2, y2``, ``areas`` ``[K]`` float32 share of the image.
+        ``x1, y1, x2, y2``, ``areas`` ``[K]`` float32 share of the image, ``excess`` ``[n]`` int32: the sum
+        of the occupancies less that of the masks' union (255 for a whole cell), 0 where none overlap.
     """
     count, height, width = masks.shape
     (h, w), n = grid, grid[0] * grid[1]
@@ -102,16 +105,25 @@ def mask_geometry(masks: np.ndarray, grid: tuple[int, int]) -> dict[str, np.ndar
     for start in range(0, count, _CHUNK):
         part = slice(start, start + _CHUNK)
         full = masks[part].astype(np.float32)
-        share = (area_map(h, height) @ full @ area_map(w, width).T).reshape(-1, n)
-        # a touched cell never rounds to zero, so that no mask vanishes from the attention
-        occupancy[part] = np.where(share > 1e-7, np.clip(np.rint(share * 255), 1, 255), 0)
+        occupancy[part] = _shares(full, grid).reshape(-1, n)
         adjoint = (bilinear_map(height, h).T @ full @ bilinear_map(width, w)).reshape(-1, n)
         weights[part] = adjoint / adjoint.sum(axis=1, keepdims=True)
         areas[part] = full.mean(axis=(1, 2), dtype=np.float64)
         for i, mask in enumerate(masks[part], start):
             ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
             boxes[i] = xs[0] / width, ys[0] / height, (xs[-1] + 1) / width, (ys[-1] + 1) / height
-    return {"occupancy": occupancy, "weights": weights, "boxes": boxes, "areas": areas}
+    layers = masks.sum(axis=0, dtype=np.int32)
+    union, shared = (_shares((layers > least).astype(np.float32), grid).ravel() for least in (0, 1))
+    excess = np.where(shared > 0, occupancy.sum(axis=0, dtype=np.int32) - union, 0).astype(np.int32)
+    return {"occupancy": occupancy, "weights": weights, "boxes": boxes, "areas": areas, "excess": excess}
+
+
+def _shares(full: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """``[..., h, w]`` uint8: 255 times the share of each cell that ``full [..., H, W]`` (0 or 1) covers."""
+    height, width = full.shape[-2:]
+    share = area_map(grid[0], height) @ full @ area_map(grid[1], width).T
+    # a touched cell never rounds to zero, so that no mask vanishes from the attention
+    return np.where(share > 1e-7, np.clip(np.rint(share * 255), 1, 255), 0).astype(np.uint8)
 
 
 def stood_in(made: SuperpixelMasks) -> SuperpixelMasks:
@@ -126,12 +138,14 @@ def on_grid(geometry: Sequence[Mapping[str, np.ndarray]]) -> Superpixels:
     """The superpixels of ``b`` images, float32, from what :func:`mask_geometry` gave of each."""
     weights = torch.from_numpy(np.concatenate([g["weights"] for g in geometry]).astype(np.float32))
     occupancy = torch.from_numpy(np.concatenate([g["occupancy"] for g in geometry]))
+    excess = torch.from_numpy(np.stack([g["excess"] for g in geometry]))
     return Superpixels(
         occupancy=occupancy.to(torch.float32) / 255,
         weights=weights / weights.sum(dim=1, keepdim=True),
         boxes=torch.from_numpy(np.concatenate([g["boxes"] for g in geometry])),
         areas=torch.from_numpy(np.concatenate([g["areas"] for g in geometry])),
         lengths=torch.tensor([len(g["areas"]) for g in geometry], dtype=torch.long),
+        excess=excess.to(torch.float32) / 255,
     )
 
 
@@ -310,11 +324,12 @@ class SuperpixelStore:
         rows = self._open(file).read_row_group(group, list(_GEOMETRY)).to_pylist()
         size = 0
         for row in rows:
-            size += sum(len(row[name]) for name in ("occupancy", "weights", "boxes", "areas"))
+            size += sum(len(row[name]) for name in _GEOMETRY[2:])
             row["occupancy"] = np.frombuffer(row["occupancy"], np.uint8).reshape(-1, n)
             row["weights"] = np.frombuffer(row["weights"], np.float16).reshape(-1, n)
             row["boxes"] = np.frombuffer(row["boxes"], np.float32).reshape(-1, 4)
             row["areas"] = np.frombuffer(row["areas"], np.float32)
+            row["excess"] = np.frombuffer(row["excess"], np.int32)
         self._cache[key] = (rows, size)
         self._cached_bytes += size
         while self._cached_bytes > self.cache_bytes and len(self._cache) > 1:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["SuperpixelConfig", "SuperpixelMasks", "SuperpixelSource", "open_sam"]
+__all__ = ["SuperpixelConfig", "SuperpixelMasks", "SuperpixelSource", "device_of_choice", "open_sam"]
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,30 @@ class SuperpixelSource:
         Args:
             image: ``[H, W, 3]`` uint8 RGB.
             image_id: the image's id, for sources that look annotations up.
-            sam_embedding: ``[C, h, w]`` cached SAM embedding of the whole image, for sources that use SAM.
+            sam_embedding: ``[C, h, w]`` cached SAM embedding of the whole image, on any device, for
+                sources that use SAM.
         """
         raise NotImplementedError
 
 
-def open_sam(source: Path | str, kind: str = "tiny") -> Any:
-    """A ``segment_anything`` SAM in evaluation mode, for sources that need one (imports torch)."""
+def device_of_choice(device: str | None = None) -> str:
+    """The device named; where none is, the GPU if there is one, else the CPU (imports torch)."""
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def open_sam(
+    source: Path | str, kind: str = "tiny", sha256: str | None = None, *, device: str | None = None
+) -> Any:
+    """A ``segment_anything`` SAM in evaluation mode, for sources that need one (imports torch).
+
+    Args:
+        source: as :func:`harness.models.sam.load_sam` takes it, whose errors are this function's.
+        kind: of the weights.
+        sha256: expected digest of the checkpoint's bytes, if known.
+        device: to run on; see :func:`device_of_choice`.
+    """
     from harness.models.sam import load_sam
 
-    return load_sam(source, kind)
+    return load_sam(source, kind, sha256).to(device_of_choice(device))

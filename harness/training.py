@@ -76,14 +76,6 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
     return config.learning_rate * (steps - step) / max(1, steps - warmup)
 
 
-def bce_balance(stage: int, step: int, config: TrainingConfig) -> float:
-    """From 1 at the first step linearly to 0 at ``balanced_until``, a share of all steps of both stages."""
-    if config.balanced_until == 0:
-        return 0.0
-    done = step + (config.stage1_steps if stage == 2 else 0)
-    return max(0.0, 1 - done / (config.balanced_until * (config.stage1_steps + config.stage2_steps)))
-
-
 def training_step(
     model: RISModel,
     data: RunData,
@@ -150,8 +142,7 @@ def _forward_backward(
         with forked_rng("dropout", *draw):
             if masked:
                 out = model(features, expressions, sam_embeddings, captions, **options)
-                balance = bce_balance(stage, step, config)
-                losses = model.losses(out.logits, out.ce, out.caption, target, valid, config, balance)
+                losses = model.losses(out.logits, out.ce, out.caption, target, valid, config)
                 total, visual = losses.total, out.visual
                 values = {name: getattr(losses, name) for name in ("ce", "caption", "bce", "dice")}
             else:

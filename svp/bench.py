@@ -13,9 +13,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
+from harness.models.sam import sam_frame
 from harness.projector import ImageFeatures, Interface, Superpixels
 from harness.timing import count_flops, timed
 from svp.pooling import pool, smallest_owner
@@ -56,8 +56,8 @@ class _EmbeddedPredictor(SamPredictor):
         """Take the embedding in place of encoding ``image``."""
         self.reset_image()
         self.original_size = image.shape[:2]
-        side = self.model.image_encoder.img_size
-        self.input_size = ResizeLongestSide.get_preprocess_shape(*image.shape[:2], side)
+        height, width = self.original_size
+        self.input_size = sam_frame(height, width, self.model.image_encoder.img_size)
         self.features, self.is_image_set = self._embedding, True
 
 

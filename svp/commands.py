@@ -46,6 +46,7 @@ def bench_superpixels_command(
     points_per_side: int = 32,
     options: str | None = None,
     thresholds: str | None = None,
+    device: str | None = None,
 ) -> None:
     """The exact and adaptive generators against SAM's own, on the same weights and images.
 
@@ -63,6 +64,7 @@ def bench_superpixels_command(
             masks.
         thresholds: of the official and the exact generator, as JSON; default: SAM's own, which a tiny SAM
             hardly passes: for the default study's SAM that study's.
+        device: to measure on; by default the GPU if there is one, else the CPU.
     """
     from harness.images import read_rgb
     from harness.superpixels import open_sam
@@ -81,14 +83,13 @@ def bench_superpixels_command(
             cuts = {k: v for k, v in own.options.items() if k in names} | cuts
             if cut not in chosen:
                 asked = [read_rgb(path) for path in own.train_scenes]
-                found = same_count(open_sam(sam), asked, own.options | chosen, points_per_side)
+                found = same_count(open_sam(sam, device=device), asked, own.options | chosen, points_per_side)
                 told = {"calibrated": {"scenes": len(asked), **found}}
                 chosen = own.options | chosen | {cut: found[cut]}
             chosen = own.options | chosen
     arrays = [read_rgb(path) for path in images]
-    told |= bench_superpixels(
-        open_sam(sam, kind), arrays, points_per_side=points_per_side, options=chosen, thresholds=cuts
-    )
+    model = open_sam(sam, kind, device=device)
+    told |= bench_superpixels(model, arrays, points_per_side=points_per_side, options=chosen, thresholds=cuts)
     _print({**told, "sam": sam.name})
 
 
@@ -104,6 +105,7 @@ def calibrate_command(
     options: str = "{}",
     sam: Path | None = None,
     kind: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "tiny",
+    device: str | None = None,
 ) -> None:
     """Find the value of one option of a superpixel source that gives a wanted mean count.
 
@@ -117,6 +119,7 @@ def calibrate_command(
         options: of the source, as JSON, besides ``option``.
         sam: weights, for sources that use a SAM.
         kind: of the weights.
+        device: of that SAM; by default the GPU if there is one, else the CPU.
     """
     from dataclasses import asdict
 
@@ -130,7 +133,7 @@ def calibrate_command(
         known = ", ".join(chosen.Config.model_fields)
         raise ValueError(f"superpixel source '{source}' has no option '{option}'; it has {known}")
     whole = "int" in str(chosen.Config.model_fields[option].annotation)
-    model = open_sam(sam, kind) if sam is not None else None
+    model = open_sam(sam, kind, device=device) if sam is not None else None
 
     def build(value: float) -> Any:
         return chosen(chosen.Config(**given | {option: round(value) if whole else value}), model)
@@ -147,6 +150,7 @@ def superpixels(
     options: str = "{}",
     sam: Path | None = None,
     kind: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "tiny",
+    device: str | None = None,
 ) -> None:
     """Draw the superpixels of one photograph over it.
 
@@ -155,13 +159,20 @@ def superpixels(
         out: the PNG to write.
         source: a superpixel source: sam, slic, felzenszwalb, grid.
         options: of the source, as JSON.
-        sam: weights, for sources that use a SAM.
+        sam: weights, for sources that use a SAM; default: the tiny SAM of the default study, trained first
+            if there is none, with that study's options where they are not given.
         kind: of the weights.
+        device: of that SAM; by default the GPU if there is one, else the CPU.
     """
     from harness.discovery import load_source
     from harness.superpixels import open_sam
     from svp.overlay import superpixel_overlay
 
-    chosen = load_source(source)
-    model = open_sam(sam, kind) if sam is not None else None
-    _print(superpixel_overlay(image, chosen(chosen.Config(**json_module.loads(options)), model), out))
+    chosen, given = load_source(source), json_module.loads(options)
+    if chosen.needs_sam and sam is None:
+        from harness.tiny_sam import tiny_sam_and_scenes
+
+        own = tiny_sam_and_scenes(1)
+        sam, kind, given = own.folder, "tiny", own.options | given
+    model = open_sam(sam, kind, device=device) if sam is not None else None
+    _print(superpixel_overlay(image, chosen(chosen.Config(**given), model), out))

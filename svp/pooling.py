@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,10 @@ def binary_cells(occupancy: Tensor) -> Tensor:
 
 
 def pool(patches: Tensor, superpixels: Superpixels, mode: str) -> Tensor:
-    """``z_i = sum_p M_i(p) X(p) / sum_p M_i(p)`` (SVP, section 3; TUSS's ``up_emb_avg``, ``down_mask_avg``).
+    """``z_i = sum_p M_i(p) X(p) / sum_p M_i(p)``: the mean under each mask, as summaries of SVP tell it.
+
+    At which resolution they do not say; the modes are those of its authors' TUSS (``up_emb_avg``, its
+    default, and ``down_mask_avg``).
 
     Args:
         patches: ``[b, n, d]``.
@@ -123,7 +128,7 @@ def with_background(superpixels: Superpixels, grid: tuple[int, int]) -> tuple[Su
     Its pooling weights are its shares of the cells; its box spans them.
 
     Args:
-        superpixels: ragged superpixels.
+        superpixels: ragged superpixels; those that do not say where they overlap are taken not to.
         grid: ``(h, w)``.
 
     Returns:
@@ -133,7 +138,9 @@ def with_background(superpixels: Superpixels, grid: tuple[int, int]) -> tuple[Su
     total = occupancy.new_zeros(len(lengths), occupancy.shape[1]).index_add(
         0, superpixels.image_index, occupancy
     )
-    rest = (1 - total).clamp(min=0)
+    # a cell that two masks share counts once
+    covered = total if superpixels.excess is None else total - superpixels.excess
+    rest = (1 - covered).clamp(min=0)
     added = torch.nonzero((rest > _COVERED).any(dim=1)).flatten()
     rest = rest[added]
     touched = (rest > _COVERED).unflatten(1, grid)
@@ -142,7 +149,8 @@ def with_background(superpixels: Superpixels, grid: tuple[int, int]) -> tuple[Su
     )
     owner = torch.cat([superpixels.image_index, added])
     rows = torch.argsort(owner, stable=True)
-    longer = Superpixels(
+    longer = replace(
+        superpixels,
         occupancy=torch.cat([occupancy, rest])[rows],
         weights=torch.cat([superpixels.weights, rest / rest.sum(dim=1, keepdim=True)])[rows],
         boxes=torch.cat([superpixels.boxes, boxes])[rows],

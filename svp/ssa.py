@@ -1,4 +1,9 @@
-"""SSA: superpixels gather context from patches by cross-attention with shared SSPE (SVP, section 3)."""
+"""SSA: superpixels gather context from patches by cross-attention with shared SSPE.
+
+The paper (SVP, arXiv 2509.13676) is known here by its abstract and by summaries, not by its text. They tell
+of superpixels as queries, patches as keys and values, and SSPE on the queries and, by superpixel, on the
+keys; norms, heads, the MLP and who owns a patch are inferred.
+"""
 
 from __future__ import annotations
 

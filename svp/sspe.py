@@ -1,7 +1,8 @@
-"""SSPE: a fixed-size embedding of a superpixel's shape and position (SVP, section 3).
+"""SSPE: a fixed-size embedding of a superpixel's shape and position (SVP, arXiv 2509.13676).
 
-The paper's encoder has 3 blocks and 4 learnable queries a superpixel, whose cross-attention takes its
-keys and values from the superpixel's mask. Two readings of that are offered. In both the keys are
+The paper is known here by its abstract and by summaries, not by its text. They tell of 3 blocks and 4
+learnable queries a superpixel, whose cross-attention takes its keys and values from the superpixel's mask;
+the rest is inferred. Two readings of "from the mask" are offered. In both the keys are
 embeddings of the grid positions, which are the same for every superpixel, so they are projected once
 and only the attention differs by mask: the cost does not grow with a sequence of ``n`` per superpixel.
 """
@@ -161,19 +162,29 @@ class BoxEncoder(ShapeEncoder):
 
 
 class MaskEncoder(ShapeEncoder):
-    """Mask-MLP: the flattened mask through an MLP (the spatial token of Osprey, arXiv 2312.10032)."""
+    """Mask-MLP: the flattened mask through a three-layer MLP, as the spatial token of Osprey is made.
+
+    Osprey (arXiv 2312.10032, ``MaskExtractor``) reads the mask at 112 x 112 pixels; the stored share of each
+    patch cell stands in for that here, which is coarser. Layers, widths and ReLU are Osprey's.
+    """
 
     def __init__(self, width: int, grid: tuple[int, int]):
         super().__init__()
         self.output_width, self.grid = width, grid
-        self.inner, self.outer = nn.Linear(grid[0] * grid[1], width), nn.Linear(width, width)
+        self.layers = nn.Sequential(
+            nn.Linear(grid[0] * grid[1], width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+        )
 
     def forward(self, superpixels: Superpixels, grid: tuple[int, int]) -> Tensor:
         """``[S, width]``; occupancy on another grid than built for is resampled by area."""
         occupancy = superpixels.occupancy
         if tuple(grid) != tuple(self.grid):
             occupancy = F.adaptive_avg_pool2d(occupancy.unflatten(1, grid), self.grid).flatten(1)
-        return self.outer(F.gelu(self.inner(occupancy.to(self.inner.weight.dtype))))
+        return self.layers(occupancy.to(next(self.parameters()).dtype))
 
 
 class CentroidEncoder(ShapeEncoder):

@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from harness.data.options import SYNTHETIC_DATASETS
 from harness.data.scenes import Scene, SceneObject
 from harness.data.view import Keys, SceneView, bits, rank_of
 from harness.data.wording import RELATIONS, an, noun_phrase, place_phrase, relation_phrase, superlative_phrase
 
-__all__ = ["DATASETS", "Expression", "KindBalance", "describe", "eligible", "make_expressions"]
-
-DATASETS = ("synthref", "synthref+", "synthrefg")
+__all__ = ["Expression", "KindBalance", "describe", "eligible", "make_expressions"]
 
 # How clear a place or a size must be; the checker holds its own copy of these.
 _MARGIN, _CORNER_MARGIN, _MIDDLE_REACH = 0.06, 0.09, 0.25
@@ -240,8 +239,8 @@ def make_expressions(
     Raises:
         ValueError: the dataset is unknown.
     """
-    if dataset not in DATASETS:
-        raise ValueError(f"unknown synthetic dataset '{dataset}'; known: {', '.join(DATASETS)}")
+    if dataset not in SYNTHETIC_DATASETS:
+        raise ValueError(f"unknown synthetic dataset '{dataset}'; known: {', '.join(SYNTHETIC_DATASETS)}")
     balance = balance or KindBalance(0.65 if dataset == "synthref" else 0.0)
     targets = eligible(scene, categories)
     names = [o.category for o in scene.objects]

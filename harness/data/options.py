@@ -7,9 +7,19 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-__all__ = ["DataOptions", "ReferData", "ReferSet", "SyntheticData", "expand_root"]
+from harness.strict import Strict
+
+__all__ = [
+    "SYNTHETIC_DATASETS",
+    "SYNTHETIC_SPLITS",
+    "DataOptions",
+    "ReferData",
+    "ReferSet",
+    "SyntheticData",
+    "expand_root",
+]
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -32,11 +42,18 @@ def expand_root(root: str) -> Path:
     return Path(_VARIABLE.sub(value, root)).expanduser()
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+SYNTHETIC_DATASETS = ("synthref", "synthref+", "synthrefg")
+# Datasets that have a split: testA and testB are those of RefCOCO and RefCOCO+, test that of RefCOCOg.
+SYNTHETIC_SPLITS = {
+    "train": SYNTHETIC_DATASETS,
+    "val": SYNTHETIC_DATASETS,
+    "testA": SYNTHETIC_DATASETS[:2],
+    "testB": SYNTHETIC_DATASETS[:2],
+    "test": SYNTHETIC_DATASETS[2:],
+}
 
 
-class SyntheticData(_Options):
+class SyntheticData(Strict):
     """Synthetic referring scenes, written in REFER format and read back by the same reader.
 
     Attributes:
@@ -77,6 +94,11 @@ class SyntheticData(_Options):
     overlap: float = Field(0.0, ge=0, le=1)
     train_pool: Literal["joint", "clean"] = "joint"
 
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """Every ``dataset/split``."""
+        return tuple(f"{dataset}/{split}" for split, some in SYNTHETIC_SPLITS.items() for dataset in some)
+
     def pool_only(self) -> SyntheticData:
         """The same options with all that the pretraining pool does not depend on at its default."""
         kept = ("seed", "image_size", "domain", "pool_images", "objects", "train_expressions")
@@ -95,7 +117,7 @@ class SyntheticData(_Options):
         return self
 
 
-class ReferSet(_Options):
+class ReferSet(Strict):
     """One dataset of a REFER folder.
 
     Attributes:
@@ -130,7 +152,7 @@ class ReferSet(_Options):
         return f"{self.place}/{refs}", f"{self.place}/instances.json"
 
 
-class ReferData(_Options):
+class ReferData(Strict):
     """A folder in REFER layout: ``<root>/<dataset>/refs(<split_by>).p``, ``instances.json``, images.
 
     Attributes:
@@ -147,6 +169,11 @@ class ReferData(_Options):
     datasets: tuple[ReferSet, ...] = Field(min_length=1)
     image_dir: str = "images"
     train_pool: Literal["joint", "clean"] = "joint"
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """Every ``dataset/split`` that is prepared."""
+        return tuple(f"{each.name}/{split}" for each in self.datasets for split in each.splits)
 
     @property
     def image_dirs(self) -> tuple[str, ...]:

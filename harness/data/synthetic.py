@@ -20,9 +20,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from harness.data.checker import check, difficulty
-from harness.data.expressions import DATASETS, Expression, KindBalance, make_expressions
+from harness.data.expressions import Expression, KindBalance, make_expressions
 from harness.data.glyphs import FAMILY_A, FAMILY_B
-from harness.data.options import ReferSet, SyntheticData
+from harness.data.options import SYNTHETIC_DATASETS, SYNTHETIC_SPLITS, ReferSet, SyntheticData
 from harness.data.prepare import prepare
 from harness.data.refer_writer import SPLIT_BY, ReferWriter, file_name, rle_counts, write_lines
 from harness.data.render import part_masks, render
@@ -52,14 +52,9 @@ class _Split:
         return 100_000 * (1 + [s.name for s in (*_SPLITS, _POOL)].index(self.name))
 
 
-_SPLITS = (
-    _Split("train", DATASETS),
-    _Split("val", DATASETS),
-    _Split("testA", DATASETS[:2], "A"),
-    _Split("testB", DATASETS[:2], "B"),
-    _Split("test", DATASETS[2:]),
-)
-_POOL = _Split("pool", DATASETS)
+_FAMILIES = {"testA": "A", "testB": "B"}
+_SPLITS = tuple(_Split(name, datasets, _FAMILIES.get(name)) for name, datasets in SYNTHETIC_SPLITS.items())
+_POOL = _Split("pool", SYNTHETIC_DATASETS)
 _COPY_OFFSET = 700_000
 
 
@@ -91,7 +86,7 @@ def generate(config: SyntheticData, out_dir: Path | str) -> dict[str, Any]:
     """
     out_dir = Path(out_dir)
     refer = out_dir / "refer"
-    writers = {name: ReferWriter() for name in DATASETS}
+    writers = {name: ReferWriter() for name in SYNTHETIC_DATASETS}
     scenes: list[Scene] = []
     for split in _SPLITS:
         drawn_split = _draw_split(config, split)
@@ -111,7 +106,7 @@ def generate(config: SyntheticData, out_dir: Path | str) -> dict[str, Any]:
     write_lines(refer / "programs.jsonl", (p for w in writers.values() for p in w.programs))
     sets = [
         ReferSet(name=n, split_by=SPLIT_BY, splits=tuple(s.name for s in _SPLITS if n in s.datasets))
-        for n in DATASETS
+        for n in SYNTHETIC_DATASETS
     ]
     prepare(
         refer, sets, out_dir / "prepared", image_root="..", relative_to=out_dir, train_pool=config.train_pool

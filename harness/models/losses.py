@@ -9,24 +9,17 @@ from torch.nn import functional as F
 __all__ = ["bce_loss", "dice_loss"]
 
 
-def bce_loss(logits: Tensor, target: Tensor, valid: Tensor | None = None, balance: float = 0.0) -> Tensor:
+def bce_loss(logits: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
     """Mean over expressions of the mean binary cross-entropy over pixels.
 
     Args:
         logits: ``[m, h, w]``.
         target: ``[m, h, w]`` in 0..1.
         valid: ``[m, h, w]`` bool; padding is left out.
-        balance: from 0, every pixel alike (LISA, GLaMM), to 1, target and background at equal weight. A
-            model that starts from nothing first learns to predict nothing from pixels that weigh alike.
     """
     loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1)
     weight = torch.ones_like(loss) if valid is None else valid.flatten(1).to(loss.dtype)
-    plain = _weighted_mean(loss, weight)
-    if balance == 0.0:
-        return plain.mean()
-    inside = target.flatten(1) * weight
-    equal = (_weighted_mean(loss, inside) + _weighted_mean(loss, weight - inside)) / 2
-    return ((1 - balance) * plain + balance * equal).mean()
+    return _weighted_mean(loss, weight).mean()
 
 
 def _weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:

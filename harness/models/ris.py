@@ -340,7 +340,6 @@ class RISModel(nn.Module):
         target: Tensor,
         valid: Tensor | None,
         weights: TrainingConfig,
-        balance: float = 0.0,
     ) -> Losses:
         """CE, BCE and Dice at the target's resolution, weighted as configured.
 
@@ -351,12 +350,11 @@ class RISModel(nn.Module):
             target: ``[m, S, S]`` ground truth in the same frame.
             valid: ``[m, S, S]`` bool, false on padding; ``None`` where there is none.
             weights: the recipe.
-            balance: of the BCE, see :func:`harness.models.losses.bce_loss`.
         """
         full = F.interpolate(
             logits[:, None].float(), target.shape[-2:], mode="bilinear", align_corners=False
         )[:, 0]
-        bce, dice = bce_loss(full, target, valid, balance), dice_loss(full, target, valid)
+        bce, dice = bce_loss(full, target, valid), dice_loss(full, target, valid)
         total = weights.ce_weight * ce + weights.bce_weight * bce + weights.dice_weight * dice
         caption = torch.zeros_like(ce) if caption is None else caption
         total = total + weights.caption_weight * caption

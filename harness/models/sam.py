@@ -13,6 +13,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms.functional import resize, to_pil_image
 
 from harness.files import read_json, sha256_file, write_json
 from harness.tensors import load_tensors, save_tensors
@@ -149,14 +150,18 @@ class NoEncoder(nn.Module):
 
 
 def sam_frame(height: int, width: int, image_size: int) -> tuple[int, int]:
-    """``(h, w)`` of an image inside SAM's square input: the longest side fills it, the rest is padding."""
-    return ResizeLongestSide.get_preprocess_shape(height, width, image_size)
+    """``(h, w)`` of an image inside SAM's square input: the longest side fills it, the rest is padding.
+
+    Rounded as SAM does, but never to nothing: a side keeps one pixel at least.
+    """
+    h, w = ResizeLongestSide.get_preprocess_shape(height, width, image_size)
+    return max(h, 1), max(w, 1)
 
 
 def sam_input(image: np.ndarray, sam: Sam) -> Tensor:
     """``[3, S, S]`` normalised and padded input of SAM's image encoder from a uint8 RGB ``[H, W, 3]``."""
-    size = sam.image_encoder.img_size
-    resized = ResizeLongestSide(size).apply_image(image) if max(image.shape[:2]) != size else image
+    frame = sam_frame(image.shape[0], image.shape[1], sam.image_encoder.img_size)
+    resized = np.array(resize(to_pil_image(image), list(frame))) if frame != image.shape[:2] else image
     pixels = torch.as_tensor(np.ascontiguousarray(resized)).permute(2, 0, 1).float()
     return sam.preprocess(pixels[None].to(sam.device))[0]
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import MODEL_MAPPING, AutoConfig
 from transformers.image_processing_base import ImageProcessingMixin
 
@@ -100,11 +101,17 @@ class VisionEncoder(nn.Module):
 
         Args:
             pixels: preprocessed images.
-            attention: also give the attention keys and the class token's attention at ``layer``.
+            attention: also give the attention keys and the class token's attention, of the block that
+                ``layer`` comes out of and of the last block.
         """
-        recorded: dict[str, Tensor] = {}
-        handles = self._record(recorded) if attention else []
+        layer = self.options.layer
+        selected: dict[str, Tensor] = {}
+        last: dict[str, Tensor] = {}
+        handles: list[RemovableHandle] = []
         try:
+            if attention:
+                handles += self._record(layer if layer < 0 else layer - 1, selected)
+                handles += self._record(-1, last)
             out = self._run(pixels)
         finally:
             for handle in handles:
@@ -121,7 +128,13 @@ class VisionEncoder(nn.Module):
 
         extras: dict[str, Any] = {}
         if attention:
-            extras = self._attention(recorded, count)
+            heads = int(self.model.config.num_attention_heads)
+            for prefix, recorded, split in (("", selected, heads), ("last_", last, 1)):
+                keys = recorded["key"][:, -count:]
+                extras[f"{prefix}keys"] = keys.unflatten(-1, (heads, -1)).transpose(1, 2)
+                if recorded["key"].shape[1] > count:  # else there is no class token (SigLIP)
+                    attended = _class_attention(recorded["query"], recorded["key"], split)
+                    extras[f"{prefix}cls_attention"] = attended[:, -count:]
         return ImageFeatures(
             patches=patches(self._selected(out)),
             grid=grid,
@@ -151,16 +164,14 @@ class VisionEncoder(nn.Module):
                 return module
         raise ValueError(f"{type(self.model).__name__} has no list of layers to read attention from")
 
-    def _record(self, recorded: dict[str, Tensor]) -> list:
+    def _record(self, block: int, recorded: dict[str, Tensor]) -> list[RemovableHandle]:
         if any(name.startswith("rope_") for name in vars(self.model.config)):
             raise ValueError(
                 f"{type(self.model).__name__} turns its attention keys by position: neither they nor the "
                 "class token's attention can be read off; take another encoder for this projector"
             )
-        layers = self._layers()
-        index = self.options.layer if self.options.layer < 0 else self.options.layer - 1
         handles = []
-        for name, module in layers[index].named_modules():
+        for name, module in self._layers()[block].named_modules():
             leaf = name.split(".")[-1]
             if leaf in ("q_proj", "k_proj", "query", "key"):
                 slot = "query" if leaf[0] == "q" else "key"
@@ -175,18 +186,13 @@ class VisionEncoder(nn.Module):
             raise ValueError(f"{type(self.model).__name__}: found {len(handles)} of 2 attention projections")
         return handles
 
-    def _attention(self, recorded: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-        query, key = recorded["query"], recorded["key"]
-        heads = int(self.model.config.num_attention_heads)
-        extras = {"keys": key[:, key.shape[1] - count :]}
-        if key.shape[1] == count:  # no class token (SigLIP)
-            return extras
-        b, length, width = key.shape
-        q = query[:, :1].view(b, 1, heads, width // heads).transpose(1, 2)
-        k = key.view(b, length, heads, width // heads).transpose(1, 2)
-        weights = (q @ k.transpose(2, 3) / (width // heads) ** 0.5).softmax(-1)
-        extras["cls_attention"] = weights.sum(1)[:, 0, length - count :]
-        return extras
+
+def _class_attention(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """``[b, t]`` of the first of ``t`` tokens to all, summed over heads, from ``[b, t, d]`` each."""
+    q = query[:, :1].unflatten(-1, (heads, -1)).transpose(1, 2)
+    k = key.unflatten(-1, (heads, -1)).transpose(1, 2)
+    weights = (q @ k.transpose(2, 3) / k.shape[-1] ** 0.5).softmax(-1)
+    return weights.sum(1)[:, 0]
 
 
 def load_vision(config: VisionConfig, source: Path | str) -> VisionEncoder:

@@ -1,4 +1,8 @@
-"""Semantic superpixels: SAM in segment-everything mode and the FMA-WSSS selection (SVP, section 3)."""
+"""Semantic superpixels: SAM in segment-everything mode and the selection of FMA-WSSS (arXiv 2312.03585).
+
+So summaries of SVP (arXiv 2509.13676) tell it; the paper's text could not be read, and its own thresholds are
+not known: the preset ``svp`` infers them.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,10 @@ import torch
 from pydantic import Field
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import build_point_grid, generate_crop_boxes, is_box_near_crop_edge
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torch.nn import functional as F
 
+from harness.models.sam import sam_frame, sam_input
 from harness.superpixels import SuperpixelConfig, SuperpixelMasks, SuperpixelSource
 from svp.superpixels import selection
 from svp.superpixels.adaptive import adaptive_candidates
@@ -93,7 +97,8 @@ class SamSuperpixels(SuperpixelSource):
         Args:
             image: ``[H, W, 3]`` uint8 RGB.
             image_id: not used.
-            sam_embedding: ``[C, h, w]`` encoder output for the whole image; crops are always encoded.
+            sam_embedding: ``[C, h, w]`` encoder output for the whole image, on any device; crops are
+                always encoded.
 
         Returns:
             Masks at image resolution, predicted IoU and level of each; none if no candidate passes.
@@ -124,15 +129,12 @@ class SamSuperpixels(SuperpixelSource):
 
     def encode(self, image: np.ndarray) -> Tensor:
         """``[1, C, h, w]`` SAM encoder output for ``[H, W, 3]`` uint8: longest side scaled, then padded."""
-        sam: Sam = self.sam
-        resized = ResizeLongestSide(sam.image_encoder.img_size).apply_image(image)
-        pixels = torch.as_tensor(resized, device=sam.device).permute(2, 0, 1)[None].contiguous()
-        weights = next(sam.image_encoder.parameters())
-        return sam.image_encoder(sam.preprocess(pixels).to(weights.dtype))
+        encoder = self.sam.image_encoder
+        return encoder(sam_input(image, self.sam)[None].to(next(encoder.parameters()).dtype))
 
     def frame(self, size: tuple[int, int]) -> tuple[int, int]:
         """``(h, w)`` of an image of ``size`` inside the encoder's square input; the rest is padding."""
-        return ResizeLongestSide.get_preprocess_shape(*size, self.sam.image_encoder.img_size)
+        return sam_frame(*size, self.sam.image_encoder.img_size)
 
     def decode(self, embedding: Any, points: Tensor) -> Candidates:
         """Candidates of ``points`` ``[P, 2]`` (x, y in the encoder's input) that pass the quality gate."""

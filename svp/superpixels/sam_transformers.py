@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness.superpixels import SuperpixelConfig
+from harness.models.sam import sam_frame
+from harness.superpixels import SuperpixelConfig, device_of_choice
 from svp.superpixels.prompting import Candidates, select_levels
 from svp.superpixels.sam import SamSuperpixels
 
@@ -32,13 +33,13 @@ class TransformersSam(SamSuperpixels):
         Attributes:
             checkpoint: folder or hub name with safetensors weights.
             revision: of the hub repository.
-            device: where the model runs.
+            device: where the model runs; by default the GPU if there is one, else the CPU.
             engine: the decoder is called as it is.
         """
 
         checkpoint: str
         revision: str | None = None
-        device: str = "cpu"
+        device: str | None = None
         engine: Literal["official"] = "official"
 
     def __init__(self, config: SuperpixelConfig | None = None, sam: Any = None):
@@ -57,9 +58,8 @@ class TransformersSam(SamSuperpixels):
         if kind not in ("sam", "sam2"):
             raise ValueError(f"{self.config.checkpoint} holds a '{kind}', not a 'sam' or 'sam2' model")
         model_class: Any = SamModel if kind == "sam" else Sam2Model
-        self._model = (
-            model_class.from_pretrained(**source, use_safetensors=True).eval().to(self.config.device)
-        )
+        model = model_class.from_pretrained(**source, use_safetensors=True).eval()
+        self._model = model.to(device_of_choice(self.config.device))
         self._processor = AutoImageProcessor.from_pretrained(**source)
         self._padded = kind == "sam"
 
@@ -73,9 +73,7 @@ class TransformersSam(SamSuperpixels):
         if not self._padded:
             square = self._processor.size
             return square["height"], square["width"]
-        longest = self._processor.size["longest_edge"]
-        scale = longest / max(size)
-        return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+        return sam_frame(*size, self._processor.size["longest_edge"])
 
     def decode(self, embedding: Any, points: Tensor) -> Candidates:
         """Candidates of ``points`` ``[P, 2]`` that pass the quality gate."""

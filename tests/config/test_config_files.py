@@ -137,7 +137,13 @@ def test_a_projector_of_a_lone_file_stands_in_the_table_under_its_label(tmp_path
             "training: unknown key 'stage1_step'; did you mean 'stage1_steps'",
         ),
         ({"set": {"trainin.stage1_steps": 1}}, "did you mean 'training'"),
-        ({"set": {"data.train_image": 1}}, "train_image"),
+        ({"set": {"data.train_image": 1}}, "unknown key 'train_image'; did you mean 'train_images'"),
+        (
+            {"splits": ["synthref/vall"]},
+            "splits: the data have no 'synthref/vall'; did you mean 'synthref/val'",
+        ),
+        ({"reference_row": "mpl"}, "reference_row: no row is called 'mpl'; did you mean 'mlp'"),
+        ({"rows": ["nowhere.mine:Mine"]}, "module nowhere.mine cannot be found; name its file"),
         ({"superpixels": "slick"}, "did you mean 'slic'"),
         ({"rows": ["mpl"]}, "did you mean 'mlp'"),
         ({"rows": [{"name": "svp_slic", "config": {"sspe_block": 1}}]}, "did you mean 'sspe_blocks'"),
@@ -168,6 +174,51 @@ def test_a_projector_of_a_lone_file_stands_in_the_table_under_its_label(tmp_path
 def test_a_wrong_setting_is_refused_by_name(changes, message):
     with pytest.raises(ConfigError, match=message):
         default(**changes)
+
+
+def test_a_study_without_the_reference_row_says_nothing_of_speed_ups():
+    assert [run.projector for run in default(rows=["avg_pool"])] == ["avg_pool"]
+
+
+def test_a_relative_data_root_is_that_of_the_working_directory(monkeypatch, tmp_path):
+    raw = {**merged(ROOT / "config/real_sample.yaml"), "data_root": "photos"}
+    monkeypatch.chdir(tmp_path)
+    for root, found in {"photos": tmp_path / "photos", "~/photos": Path.home() / "photos"}.items():
+        runs = resolve_study(load_study({**raw, "data_root": root}), ROOT)
+        assert {run.data.root for run in runs} == {str(found)}
+    monkeypatch.setenv("SOME_ROOT", "photos")
+    runs = resolve_study(load_study({**raw, "data_root": "${SOME_ROOT}"}), ROOT)
+    assert {run.data.root for run in runs} == {str(tmp_path / "photos")}
+
+
+def test_what_a_projector_refuses_is_found_before_it_is_trained():
+    pytest.importorskip("torch")
+    from harness.refusals import refusals
+
+    rows = [
+        "mlp",
+        {"name": "avg_pool", "budget": 500},
+        {"name": "svp", "variant": "word", "config": {"sspe": "nonee"}},
+        {"name": "svp", "variant": "heads", "config": {"ssa_heads": 7}},
+        {"name": "svp", "variant": "share", "set": {"superpixels.options.pred_iou_thresh": "high"}},
+    ]
+    found = refusals(Plan.from_raw({**merged(), "rows": rows}, ROOT))
+    assert set(found) == {"avg_pool.base.500", "svp.word.auto", "svp.heads.auto", "svp.share.auto"}
+    assert "500" in found["avg_pool.base.500"] and "sspe: " in found["svp.word.auto"]
+    assert "ssa_heads 7" in found["svp.heads.auto"] and "pred_iou_thresh: " in found["svp.share.auto"]
+
+
+def test_a_width_is_read_from_the_weights_where_they_are(tmp_path):
+    pytest.importorskip("torch")
+    from harness.refusals import refusals
+
+    rows = [{"name": "svp", "config": {"ssa_heads": 7}}]
+    changes = {"models.vision.source": str(tmp_path), "models.start": None}
+    raw = {**merged(), "rows": rows, "set": {**changes, "models.vision.kind": "clip"}}
+    assert refusals(Plan.from_raw(raw, ROOT)) == {}  # not known yet
+    for width, refused in ((98, False), (96, True)):
+        (tmp_path / "config.json").write_text(f'{{"vision_config": {{"hidden_size": {width}}}}}')
+        assert bool(refusals(Plan.from_raw(raw, ROOT))) == refused
 
 
 def test_a_word_in_place_of_keys_names_a_part_within_the_part():
@@ -293,3 +344,24 @@ def test_real_data_are_missed_by_name(tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(ConfigError, match=r"refcoco/refs\(unc\).p is not there"):
         Plan.from_raw(raw, ROOT).check_inputs()
+
+
+@pytest.mark.parametrize("config", ["paper", "default"])
+def test_the_main_study_holds_every_one_of_its_budgets_that_a_design_admits(config):
+    pytest.importorskip("torch")
+    from harness.discovery import load_projector
+    from harness.projector import Interface
+
+    raw = merged(ROOT / "config" / f"{config}.yaml", ROOT / "config/studies/main.yaml")
+    runs = resolve_study(load_study({**raw, "effort": "full", "seeds": [0]}), ROOT)
+    grid, levels = runs[0].models.vision.grid, len(runs[0].models.vision.levels)
+    held = {(run.source, run.budget) for run in runs}
+    missing = []
+    for name in {run.source for run in runs if run.acts_on == "training"}:
+        projector = load_projector(name)
+        for share in (4, 9, 16):
+            budget = grid[0] * grid[1] // share
+            interface = Interface(1024, 4096, grid, budget, levels)
+            if (name, budget) not in held and not projector.skip(interface, projector.Config())[0]:
+                missing.append(f"{name}: 1/{share}")
+    assert not missing

@@ -46,6 +46,14 @@ def test_both_sizes_plan_without_weights_and_data(name, monkeypatch):
         plan.check_inputs()
 
 
+@pytest.mark.parametrize("name", SIZES)
+def test_openclip_differs_from_clip_in_its_weights_alone(name):
+    rows = [{"name": "mlp", "variant": v, "set": {"models.vision": v}} for v in ("clip", "openclip")]
+    clip, openclip = (run.models.vision for run in planned(name, rows=rows).trained)
+    assert clip.source.startswith("openai/clip") and openclip.source.startswith("laion/CLIP")
+    assert openclip == clip.model_copy(update={"source": openclip.source})
+
+
 def test_where_weights_lie_changes_no_key(monkeypatch):
     plan, again = planned("paper"), planned("paper")
     monkeypatch.setenv("RIS_WEIGHTS", "one")

@@ -14,7 +14,7 @@ import torch
 from harness.discovery import load_projector
 from harness.projector import ImageFeatures, Interface
 
-WIDTH, LANGUAGE = 8, 12
+WIDTH, HEADS, LANGUAGE = 8, 4, 12
 
 
 def make(name, grid=(4, 4), budget=None, seed=0, **options):
@@ -29,17 +29,23 @@ def make(name, grid=(4, 4), budget=None, seed=0, **options):
     return projector, {key: value.numpy() for key, value in projector.state_dict().items()}
 
 
-def image(grid=(4, 4), batch=2, seed=1, attention=None):
+def image(grid=(4, 4), batch=2, seed=1, **given):
+    """Random features of the encoder; ``given`` ones as they are."""
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, grid[0] * grid[1], WIDTH)
 
     def noise():
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    patches, levels, keys = noise(), (noise(), noise()), noise()
-    if attention is None:
-        attention = (2 * noise()[..., 0]).softmax(-1)
-    return ImageFeatures(patches, grid, levels, attention, keys)
+    def keys():
+        return noise().unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
+    def attention(total):
+        return total * (2 * noise()[..., 0]).softmax(-1)
+
+    features = {"patches": noise(), "levels": (noise(), noise()), "keys": keys(), "last_keys": keys()}
+    features |= {"cls_attention": attention(HEADS), "last_cls_attention": attention(0.8)}
+    return ImageFeatures(grid=grid, **(features | given))
 
 
 def run(projector, features, **options):

@@ -15,6 +15,8 @@ from harness.models.encoder_hooks import hooked_blocks
 from harness.projector import ImageFeatures, Superpixels
 
 WIDTH, LANGUAGE, GRID, LEVELS = 32, 24, (12, 12), 4
+HEADS = 2
+ATTENTION = ("cls_attention", "keys", "last_cls_attention", "last_keys")
 
 
 def make_superpixels(count_by_image: list[int], patches: int, generator: torch.Generator) -> Superpixels:
@@ -53,12 +55,15 @@ def make_features(
         levels=tuple(noise(b, n, width) for _ in range(levels)),
         # Heavy-tailed, as a class token's attention is: a few outliers in each image.
         cls_attention=(2 * noise(b, n)).softmax(-1) * 4,
-        keys=noise(b, n, width),
+        keys=noise(b, HEADS, n, width // HEADS),
         superpixels=make_superpixels(list(counts), n, generator),
+        # The class token keeps a tenth for itself.
+        last_cls_attention=(2 * noise(b, n)).softmax(-1) * 0.9,
+        last_keys=noise(b, HEADS, n, width // HEADS),
     )
     if needs is None:
         return image
-    absent = {"cls_attention", "keys", "superpixels"} - set(needs)
+    absent = {*ATTENTION, "superpixels"} - set(needs)
     image = replace(image, **dict.fromkeys(absent))
     return image if "levels" in needs else replace(image, levels=())
 
@@ -88,6 +93,12 @@ def encode(name: str, image: ImageFeatures, budget: int | None = None) -> ImageF
     return replace(image, encoder_tokens=hidden)
 
 
+def further_tensors(image: ImageFeatures) -> dict[str, torch.Tensor]:
+    """What the image carries beside patches, levels and superpixels, by name."""
+    values = {item: getattr(image, item) for item in (*ATTENTION, "encoder_tokens")}
+    return {item: value for item, value in values.items() if value is not None}
+
+
 def one_image(image: ImageFeatures, index: int) -> ImageFeatures:
     """The batch that holds image ``index`` alone."""
     superpixels = image.superpixels
@@ -105,10 +116,8 @@ def one_image(image: ImageFeatures, index: int) -> ImageFeatures:
         image,
         patches=image.patches[pick],
         levels=tuple(level[pick] for level in image.levels),
-        cls_attention=None if image.cls_attention is None else image.cls_attention[pick],
-        keys=None if image.keys is None else image.keys[pick],
         superpixels=superpixels,
-        encoder_tokens=None if image.encoder_tokens is None else image.encoder_tokens[pick],
+        **{item: value[pick] for item, value in further_tensors(image).items()},
     )
 
 
@@ -118,8 +127,6 @@ def in_dtype(image: ImageFeatures, dtype: torch.dtype) -> ImageFeatures:
         image,
         patches=image.patches.to(dtype),
         levels=tuple(level.to(dtype) for level in image.levels),
-        cls_attention=None if image.cls_attention is None else image.cls_attention.to(dtype),
-        keys=None if image.keys is None else image.keys.to(dtype),
         superpixels=None if image.superpixels is None else image.superpixels.to("cpu", dtype),
-        encoder_tokens=None if image.encoder_tokens is None else image.encoder_tokens.to(dtype),
+        **{item: value.to(dtype) for item, value in further_tensors(image).items()},
     )

@@ -13,14 +13,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from projector_cases import GRID, LANGUAGE, LEVELS, WIDTH, encode, in_dtype, make_features, one_image
+from projector_cases import (
+    ATTENTION,
+    GRID,
+    LANGUAGE,
+    LEVELS,
+    WIDTH,
+    encode,
+    in_dtype,
+    make_features,
+    one_image,
+)
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from harness.discovery import find_projectors, get_projector, load_projector
 from harness.projector import Interface, Projector
 
-NEEDS = {"levels", "cls_attention", "keys", "superpixels", "encoder_tokens"}
+NEEDS = {"levels", *ATTENTION, "superpixels", "encoder_tokens"}
 PUBLISHED_GRID = (24, 24)
 ODD_GRIDS = [(12, 12), (8, 12), (12, 6), (7, 7), (5, 7), (1, 6), (1, 1)]
 
@@ -72,6 +82,8 @@ def built_or_reason(name, **options) -> Projector | str:
 def test_declares_itself(name):
     projector, info = load_projector(name), get_projector(name)
     assert projector.name == info.declared["name"]
+    for read in ("kind", "needs", "superpixel_source"):  # without importing the class
+        assert getattr(info, read) == getattr(projector, read), read
     assert projector.kind in ("projector", "control")
     assert projector.reference and projector.licence
     assert all(isinstance(budget, int) and budget > 0 for budget in projector.budgets)
@@ -124,8 +136,9 @@ def test_other_images_do_not_matter(name):
     patches = image.patches.clone()
     patches[1:] = patches[1:].flip(2)  # no scaling and shift: a LayerNorm would undo them
     changed = replace(image, patches=patches, levels=tuple(level.clone() for level in image.levels))
-    if image.cls_attention is not None:
-        changed.cls_attention[1:] = image.cls_attention[1:].flip(1)
+    for attention in (changed.cls_attention, changed.last_cls_attention):
+        if attention is not None:
+            attention[1:] = attention[1:].flip(1)
     with torch.no_grad():
         before, after = (projector(i).split() for i in (features(name), encode(name, changed)))
     torch.testing.assert_close(before[0], after[0], atol=1e-5, rtol=1e-5)

@@ -12,6 +12,9 @@ import pytest
 import yaml
 
 from harness.discovery import get_projector
+from harness.plan import Plan
+from harness.refusals import refusals
+from harness.study import read_study
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "adding-a-projector.md").read_text()
@@ -55,8 +58,11 @@ def test_the_command_finds_a_broken_example(example):
     assert "test_an_image_alone_gets_the_same_tokens_as_in_a_batch" in result.stdout
 
 
-def test_the_studys_line_names_the_example(example, monkeypatch):
+def test_the_study_names_the_example_and_what_it_is_held_against(example, monkeypatch):
     monkeypatch.chdir(example.parents[1])
-    row = yaml.safe_load(blocks("yaml")[0])["rows"][0]
-    assert get_projector(row["name"]).name == "soft_pool"
-    assert row["budget"] in get_projector(row["name"]).declared["budgets"]
+    raw = {**read_study(ROOT / "config" / "default.yaml", ROOT), **yaml.safe_load(blocks("yaml")[0])}
+    plan = Plan.from_raw(raw, ROOT)
+    assert [run.projector for run in plan.runs.values()] == ["svp", "mlp", "avg_pool", "soft_pool"]
+    assert plan.study_dir.name == "mine" and refusals(plan) == {}
+    *_, run = plan.runs.values()
+    assert run.budget in get_projector(run.source).declared["budgets"]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from answers import WIDTH, attend, check, gelu, image, linear, make, mlp, norm, run, sincos
+from answers import HEADS, WIDTH, attend, check, gelu, image, linear, make, mlp, norm, run, sincos
 
 
 def cosine(a, b):
@@ -23,32 +23,33 @@ def prumerge(x, keys, share, kept, neighbours):
     return np.array(out)
 
 
+def whole_keys(by_head):
+    """Keys ``[heads, n, c]`` as the encoder's projection gives them, one head's channels behind another's."""
+    return np.array([[c for head in by_head for c in head[i]] for i in range(by_head.shape[1])])
+
+
 def by_attention(share):
     return sorted(range(len(share)), key=lambda j: -share[j])
 
 
 def attention_with_outliers(outliers, patches=36):
-    """Evenly rising attention with peaks at the given patches."""
+    """Evenly rising attention with peaks at the given patches; a fifth is the class token's own."""
     attention = 1 + torch.arange(patches, dtype=torch.float64) / patches
     for rank, place in enumerate(outliers):
         attention[place] = 10 - rank
-    return attention
+    return 0.8 * attention / attention.sum()
 
 
 def test_prumerge_keeps_the_outliers():
     outliers = [7, 30], [3, 20, 11]
     attention = torch.stack([attention_with_outliers(places) for places in outliers])
     projector, state = make("prumerge", (6, 6), neighbours=5)
-    features = image((6, 6), attention=attention)
+    features = image((6, 6), last_cls_attention=attention)
     expected = []
     for x, keys, share, kept in zip(
-        features.patches.numpy(),
-        features.keys.numpy(),
-        attention.numpy(),
-        ([7, 30], [3, 20, 11]),
-        strict=True,
+        features.patches.numpy(), features.last_keys.numpy(), attention.numpy(), outliers, strict=True
     ):
-        expected.append(mlp(prumerge(x, keys, share / share.sum(), kept, 5), state))
+        expected.append(mlp(prumerge(x, whole_keys(keys), share, kept, 5), state))
     check(run(projector, features), expected, 1e-5)
 
 
@@ -57,9 +58,9 @@ def test_prumerge_at_a_budget_keeps_the_most_attended():
     features = image()
     expected = []
     for x, keys, share in zip(
-        features.patches.numpy(), features.keys.numpy(), features.cls_attention.numpy(), strict=True
+        features.patches.numpy(), features.last_keys.numpy(), features.last_cls_attention.numpy(), strict=True
     ):
-        expected.append(mlp(prumerge(x, keys, share / share.sum(), by_attention(share)[:4], 3), state))
+        expected.append(mlp(prumerge(x, whole_keys(keys), share, by_attention(share)[:4], 3), state))
     check(run(projector, features), expected, 1e-5)
 
 
@@ -67,12 +68,12 @@ def test_prumerge_plus_adds_evenly_spaced_patches():
     outliers = [7, 30, 18]
     attention = attention_with_outliers(outliers)[None]
     projector, state = make("prumerge_plus", (6, 6), neighbours=4)
-    features = image((6, 6), batch=1, attention=attention)
+    features = image((6, 6), batch=1, last_cls_attention=attention)
     stride = int(int(1 / (3 / 36)) / 3)
     kept = outliers + [i for i in range(0, 35, stride) if i not in outliers]
     assert len(kept) > 3
-    share = attention[0].numpy() / attention[0].numpy().sum()
-    merged = prumerge(features.patches[0].numpy(), features.keys[0].numpy(), share, kept, 4)
+    keys = whole_keys(features.last_keys[0].numpy())
+    merged = prumerge(features.patches[0].numpy(), keys, attention[0].numpy(), kept, 4)
     check(run(projector, features), [mlp(merged, state)], 1e-5)
 
 
@@ -87,7 +88,7 @@ def test_prumerge_plus_at_a_budget_is_half_attended_half_spaced():
 
 
 def test_visionzip():
-    projector, state = make("visionzip", budget=7, contextual_share=3 / 7, head_width=4)
+    projector, state = make("visionzip", budget=7, contextual_share=3 / 7)
     features = image()
     expected = []
     for x, keys, share in zip(
@@ -96,7 +97,7 @@ def test_visionzip():
         dominant = sorted(by_attention(share)[:4])
         rest = [j for j in range(16) if j not in dominant]
         anchors = [rest[0], rest[4], rest[8]]
-        metric = keys.reshape(16, 2, 4).mean(1)
+        metric = sum(keys[head] for head in range(HEADS)) / HEADS
         merged = {anchor: [] for anchor in anchors}
         for j in rest:
             if j not in anchors:

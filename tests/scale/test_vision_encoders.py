@@ -1,5 +1,7 @@
 """Every vision encoder, random and tiny, saved as the real one is, against transformers' own outputs."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -63,12 +65,55 @@ def test_class_attention_is_that_of_the_attention_maps(saved, name):
     got, own = this(pixels, attention=True), own_output(saved, name, pixels)
     # hidden_states[-2] comes out of the last layer but one
     assert torch.allclose(got.cls_attention, own.attentions[-2].sum(1)[:, 0, -9:], atol=1e-5)
-    assert got.keys.shape == (1, 9, 32)
+
+
+def own_projections(saved, name, pixels):
+    """Outputs of transformers' own query and key projections: two lists, an array ``[t, d]`` a block."""
+    model = transformers.AutoModel.from_pretrained(saved(name)).eval()
+    model = getattr(model, "vision_model", model)
+    outputs = {"q": [], "k": []}
+    for path, module in model.named_modules():
+        leaf = path.split(".")[-1]
+        if leaf in ("q_proj", "query", "k_proj", "key"):
+            into = outputs[leaf[0]]
+            module.register_forward_hook(lambda _, __, out, into=into: into.append(out[0].numpy()))
+    with torch.no_grad():
+        model(pixel_values=pixels)
+    return outputs["q"], outputs["k"]
+
+
+@pytest.mark.parametrize("name", ["dinov2", "registers", "clip", "vit"])
+def test_keys_stand_apart_by_head(saved, name):
+    this = encoder(saved, name, layer=-2)
+    pixels = this.preprocess(IMAGE)[None]
+    got, own = this(pixels, attention=True), own_output(saved, name, pixels)
+    queries, _ = own_projections(saved, name, pixels)
+    for keys, block in ((got.keys, -2), (got.last_keys, -1)):
+        assert keys.shape == (1, 2, 9, 16)
+        for head in range(2):
+            query = queries[block][0, 16 * head : 16 * (head + 1)]
+            powers = [math.exp(query @ key.numpy() / math.sqrt(16)) for key in keys[0, head]]
+            attended = own.attentions[block][0, head, 0, -9:].numpy()
+            np.testing.assert_allclose(np.array(powers) / sum(powers), attended / attended.sum(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "registers", "clip", "vit"])
+def test_the_last_blocks_class_attention_is_one_softmax_without_heads(saved, name):
+    this = encoder(saved, name, layer=-2)
+    pixels = this.preprocess(IMAGE)[None]
+    got = this(pixels, attention=True)
+    queries, keys = own_projections(saved, name, pixels)
+    powers = [math.exp(queries[-1][0] @ key / math.sqrt(32)) for key in keys[-1]]
+    # The class token, and registers, keep their share.
+    expected = np.array(powers[-9:]) / sum(powers)
+    np.testing.assert_allclose(got.last_cls_attention[0].numpy(), expected, atol=1e-5)
+    assert expected.sum() < 0.99
 
 
 def test_an_encoder_without_class_token_gives_keys_alone(saved):
     out = encoder(saved, "siglip")(torch.zeros(1, 3, 42, 42), attention=True)
-    assert out.cls_attention is None and out.keys.shape == (1, 9, 32)
+    assert out.cls_attention is None and out.last_cls_attention is None
+    assert out.keys.shape == out.last_keys.shape == (1, 2, 9, 16)
 
 
 def test_keys_turned_by_position_are_refused(saved):

@@ -2,15 +2,22 @@
 
 import json
 import shutil
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from photographs import OPEN, photograph
 from PIL import Image
 
+from harness.models.sam import TinySamSize, build_tiny_sam, save_tiny_sam
+from harness.superpixels import open_sam
+from harness.tiny_sam import TinySam
 from svp.commands import bench, superpixels
+from svp.superpixels.sam import SamSuperpixels
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,6 +37,31 @@ def test_superpixels_of_an_image_are_drawn(tmp_path, capsys):
     assert drawn.shape == (40, 60, 3) and not np.array_equal(drawn, pixels)
 
 
+def test_sam_without_weights_is_the_studys_with_its_options(tmp_path, monkeypatch, capsys):
+    Image.fromarray(photograph()).save(tmp_path / "photo.png")
+    folder, size = tmp_path / "tiny", TinySamSize(width=32, prompt_width=32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_tiny_sam(build_tiny_sam(size), size, folder)
+    options = OPEN | {"pred_iou_thresh": -9.0, "stability_score_thresh": 0.0, "points_per_side": 2}
+    asked = []
+
+    def study(count):
+        asked.append(count)
+        return TinySam(folder, [], [], options)
+
+    monkeypatch.setattr("harness.tiny_sam.tiny_sam_and_scenes", study)
+    draw = partial(superpixels, tmp_path / "photo.png", out=tmp_path / "out.png", source="sam", device="cpu")
+    draw()
+    told = json.loads(capsys.readouterr().out)
+    model = SamSuperpixels(SamSuperpixels.Config(**options), open_sam(folder, device="cpu"))
+    assert told["count"] == len(model.generate(photograph()).masks) > 0
+    draw(options='{"pred_iou_thresh": 99}')  # what is given counts before the study's
+    assert json.loads(capsys.readouterr().out)["count"] == 0 and asked == [1, 1]
+    draw(options=json.dumps(options), sam=folder)  # weights that are named need no study
+    assert json.loads(capsys.readouterr().out) == told and len(asked) == 2
+
+
 def test_bench_projector_prints_one_json_value(capsys):
     bench(["projector", "--superpixels", "3", "--repeats", "1"], result_action="return_value")
     told = json.loads(capsys.readouterr().out)
@@ -46,7 +78,7 @@ def test_bench_superpixels_makes_the_sam_and_the_scenes_it_needs(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.setenv(name, "1")  # a stage sets them
-    command = ["superpixels", "--scenes", "2", "--points-per-side", "4"]
+    command = ["superpixels", "--scenes", "2", "--points-per-side", "4", "--device", "cpu"]
     told = []
     for _ in range(2):
         bench(command, result_action="return_value")

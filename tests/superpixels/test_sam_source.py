@@ -1,11 +1,18 @@
+import copy
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from photographs import OPEN, by_content, photograph
 from pydantic import ValidationError
 from segment_anything import SamAutomaticMaskGenerator
+from segment_anything.modeling import Sam
 
-from svp.superpixels.prompting import exact_candidates, official_candidates
+from harness.models.sam import TinySamSize, build_tiny_sam, sam_frame, sam_input, save_tiny_sam
+from harness.superpixels import open_sam
+from svp.bench import matched_iou
+from svp.superpixels.prompting import Candidates, exact_candidates, official_candidates
 from svp.superpixels.sam import SamSuperpixels
 
 
@@ -82,11 +89,129 @@ def test_a_gate_that_nothing_passes_gives_no_mask(sam):
     assert made.generate(photograph()).masks.shape == (0, 96, 96)
 
 
-@pytest.mark.parametrize("size", [(1, 64), (64, 1), (1, 1)])
-def test_one_pixel_images(sam, size):
-    source = SamSuperpixels(SamSuperpixels.Config(**OPEN, min_mask_region_area=4), sam)
+@pytest.mark.parametrize("engine", ["official", "exact", "adaptive"])
+@pytest.mark.parametrize("size", [(1, 64), (64, 1), (1, 1), (1, 200), (200, 1), (1, 3000)])
+def test_one_pixel_images(sam, size, engine):
+    source = SamSuperpixels(SamSuperpixels.Config(**OPEN, min_mask_region_area=4, engine=engine), sam)
     masks = source.generate(photograph(*size)).masks
-    assert masks.shape[1:] == size and masks.any(axis=(1, 2)).all()
+    assert len(masks) and masks.shape[1:] == size and masks.any(axis=(1, 2)).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "frame"), [((1, 200), (1, 96)), ((200, 1), (96, 1)), ((1, 3000), (1, 96)), ((60, 100), (58, 96))]
+)
+def test_an_image_keeps_a_pixel_a_side_in_sams_square(sam, size, frame):
+    assert sam_frame(*size, 96) == frame
+    image = np.full((*size, 3), 255, np.uint8)
+    pixels = sam_input(image, sam)
+    filled = pixels[0] != 0  # the padding is zero, white is not
+    assert pixels.shape == (3, 96, 96) and filled[: frame[0], : frame[1]].all()
+    assert int(filled.sum()) == frame[0] * frame[1]
+
+
+@pytest.mark.parametrize("candidates", [official_candidates, exact_candidates])
+def test_every_input_follows_the_model_to_its_device(sam, candidates, monkeypatch):
+    """The meta device stands in for a GPU as far as it can: it holds no values."""
+    source = SamSuperpixels(SamSuperpixels.Config(**OPEN), copy.deepcopy(sam).to("meta"))
+
+    def prompted(points, **_):
+        raise RuntimeError(f"prompts on {points[0].device} and {points[1].device}")
+
+    monkeypatch.setattr(source.sam.prompt_encoder, "forward", prompted)
+    with torch.inference_mode():
+        assert source.encode(photograph()).device.type == "meta"
+        embedding = source._given(np.zeros((64, 12, 12), np.float32))
+        assert embedding.device.type == "meta"
+        with pytest.raises(RuntimeError, match="prompts on meta and meta"):
+            candidates(source.sam, embedding, torch.rand(5, 2) * 96, lambda ious, levels: ious > 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("engine", ["official", "exact", "adaptive"])
+def test_the_gpu_finds_the_masks_of_the_cpu_and_hands_them_over(sam, engine):
+    image, config = photograph(60, 100), SamSuperpixels.Config(**OPEN, engine=engine)
+    here = SamSuperpixels(config, sam).generate(image)
+    there = SamSuperpixels(config, copy.deepcopy(sam).to("cuda")).generate(image)
+    one, other = (made.masks.reshape(len(made.masks), -1) for made in (here, there))
+    assert matched_iou(one, other)[0] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "expected"), [(True, None, "cuda"), (False, None, "cpu"), (True, "cpu", "cpu")]
+)
+def test_a_sam_is_opened_on_the_gpu_where_there_is_one(monkeypatch, tmp_path, there, asked, expected):
+    size = TinySamSize(width=32, prompt_width=32)
+    save_tiny_sam(build_tiny_sam(size), size, tmp_path)
+    moved = []
+    monkeypatch.setattr(Sam, "to", lambda self, device: moved.append(device) or self)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert isinstance(open_sam(tmp_path, device=asked), Sam) and moved == [expected]
+
+
+def logits_of(*places, size=(64, 64)):
+    """Logits 5 inside each mask's rectangles ``(rows, columns, value)``, painted in turn, -5 outside."""
+    logits = torch.full((len(places), *size), -5.0)
+    for mask, parts in zip(logits, places, strict=True):
+        for top, bottom, left, right, value in parts:
+            mask[top:bottom, left:right] = value
+    return logits
+
+
+def selected(logits, ious, levels, **options):
+    """What the source returns where its prompts draw the given candidates, at the image's own size."""
+
+    class Drawn(SamSuperpixels):
+        def encode(self, image):
+            return None
+
+        def decode(self, embedding, points):
+            scores, kinds = torch.tensor(ious), torch.tensor(levels)
+            kept = torch.nonzero(self._gate(scores, kinds)).flatten()
+            return Candidates(logits[kept], scores[kept], kinds[kept], kept)
+
+        def upscale(self, logits, size):
+            return logits
+
+    plain = SimpleNamespace(image_encoder=SimpleNamespace(img_size=64), mask_threshold=0.0)
+    config = Drawn.Config(preset="svp", engine="official", points_per_batch=1024, **options)
+    return Drawn(config, plain).generate(np.zeros((64, 64, 3), np.uint8))
+
+
+def squares(*spans):
+    masks = np.zeros((len(spans), 64, 64), bool)
+    for mask, (top, bottom, left, right) in zip(masks, spans, strict=True):
+        mask[top:bottom, left:right] = True
+    return masks
+
+
+def test_a_whole_wins_the_suppression_against_a_surer_part():
+    logits = logits_of([(10, 30, 10, 30, 5.0)], [(10, 31, 10, 30, 5.0)], [(40, 60, 40, 60, 5.0)])
+    made = selected(logits, [0.95, 0.80, 0.90], [1, 2, 0])
+    assert np.array_equal(made.masks, squares((10, 31, 10, 30), (40, 60, 40, 60)))
+    assert made.levels.tolist() == [2, 0] and made.scores.tolist() == pytest.approx([0.80, 0.90])
+
+
+def test_the_stability_bias_lets_a_level_pass():
+    # 20 rows are inside even with the cut raised by 1, 22 with it lowered: 0.909 against 0.92
+    shaky = [[(y, y + 22, 10, 30, 0.5), (y, y + 20, 10, 30, 5.0)] for y in (5, 35)]
+    logits, drawn = logits_of(*shaky), squares((5, 27, 10, 30), (35, 57, 10, 30))
+    assert not len(selected(logits, [0.95, 0.95], [2, 1]).masks)
+    made = selected(logits, [0.95, 0.95], [2, 1], stability_score_bias=(0.0, 0.0, 0.04))
+    assert np.array_equal(made.masks, drawn[:1]) and made.levels.tolist() == [2]
+
+
+def test_small_regions_go_and_of_two_alike_the_unchanged_one_stays():
+    far_island, hole = (50, 52, 50, 52, 5.0), (45, 48, 5, 8, -5.0)
+    logits = logits_of(
+        [(10, 30, 10, 29, 5.0), far_island],  # its box is another's only once the island is gone
+        [(10, 30, 10, 30, 5.0)],
+        [(40, 60, 0, 20, 5.0), hole],
+    )
+    made = selected(logits, [0.95, 0.85, 0.90], [2, 2, 2])
+    assert np.array_equal(made.masks, squares((10, 30, 10, 30), (40, 60, 0, 20)))
+    assert made.scores.tolist() == pytest.approx([0.85, 0.90])
+    kept = selected(logits, [0.95, 0.85, 0.90], [2, 2, 2], min_mask_region_area=0).masks
+    assert sorted(kept.sum(axis=(1, 2))) == [20 * 19 + 4, 20 * 20 - 9, 20 * 20]
 
 
 def test_the_clean_up_and_the_filter_are_applied(sam):

@@ -1,6 +1,7 @@
 """The stage's source: options checked, annotations of the run's own data handed over."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -36,6 +37,20 @@ def test_another_table_may_be_named(tmp_path):
     )
     with pytest.raises(ValueError, match="other.parquet is missing"):
         build_source(plan, run)
+
+
+def test_the_sam_of_a_source_is_put_on_the_device_of_choice(tmp_path, monkeypatch):
+    plan, run = one_row(tmp_path)
+    asked = []
+
+    def load(*arguments):
+        asked.append(arguments)
+        return SimpleNamespace(to=lambda device: f"SAM on {device}")
+
+    monkeypatch.setattr("harness.models.sam.load_sam", load)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert build_source(plan, run).sam == "SAM on cuda"
+    assert asked == [(plan.model_source(run, "sam"), run.models.sam.kind, run.models.sam.sha256)]
 
 
 def test_options_of_another_source_are_refused_before_anything_runs(tmp_path):

@@ -87,6 +87,11 @@ def test_occupancy_is_the_share_of_each_cell(height, width, grid):
     stored = geometry["occupancy"] / 255
     assert np.abs(stored - shares).max() <= 1 / 255 + 1e-6
     assert np.array_equal(stored > 0, shares > 0)  # no touched cell is lost to rounding
+    blocks = fine.any(axis=0).reshape(grid[0], height, grid[1], width)
+    union = (geometry["occupancy"].sum(axis=0, dtype=int) - geometry["excess"]) / 255
+    twice = (fine.sum(axis=0) > 1).reshape(blocks.shape).any(axis=(1, 3)).ravel()
+    assert np.abs(union - blocks.mean(axis=(1, 3)).ravel())[twice].max() <= 1 / 255 + 1e-6
+    assert not geometry["excess"][~twice].any()
     np.testing.assert_allclose(geometry["areas"], masks.mean(axis=(1, 2)), rtol=1e-6)
     np.testing.assert_allclose(shares.mean(axis=1), geometry["areas"], rtol=1e-5)
 
@@ -114,6 +119,7 @@ def test_round_trip(images, tmp_path):
         assert store.count(100 + number) == number and batch.lengths.tolist() == [number]
         assert np.array_equal(batch.occupancy.numpy() * 255, geometry["occupancy"])
         assert np.array_equal(batch.boxes.numpy(), geometry["boxes"])
+        assert np.array_equal(batch.to("cpu").excess.numpy()[0] * 255, geometry["excess"])
         torch.testing.assert_close(batch.weights.sum(dim=1), torch.ones(number))
     assert manifest["mean_count"] == pytest.approx((1 + sum(range(1, 11))) / 11)
     assert manifest["counts"]["105"] == 5 and manifest["source"] == "scripted"
@@ -133,7 +139,7 @@ def test_a_batch_is_its_images_one_after_the_other(images, tmp_path):
     ids = [107, 101, 110, 107]
     batch, single = store.batch(ids), [store.batch([i]) for i in ids]
     assert batch.lengths.tolist() == [7, 1, 10, 7]
-    for name in ("occupancy", "weights", "boxes", "areas"):
+    for name in ("occupancy", "weights", "boxes", "areas", "excess"):
         assert torch.equal(getattr(batch, name), torch.cat([getattr(s, name) for s in single]))
 
 
@@ -236,11 +242,11 @@ def test_a_damaged_store_is_refused_by_name(images, tmp_path, fault):
         shard.unlink()
     else:
         described = json.loads(manifest.read_text())
-        described.update({"format": 99} if fault == "version" else {"fingerprint": "another"})
+        described.update({"format": 1} if fault == "version" else {"fingerprint": "another"})
         manifest.write_text(json.dumps(described))
     with pytest.raises(ValueError, match="again") as caught:
         SuperpixelStore(tmp_path / "store")
-    assert {"version": "format 99", "other run": "another run"}.get(fault, "part-00001") in str(caught.value)
+    assert {"version": "format 1,", "other run": "another run"}.get(fault, "part-00001") in str(caught.value)
 
 
 def test_an_image_that_is_not_there_and_one_that_is_there_twice(images, tmp_path):

@@ -1,9 +1,11 @@
 """Ragged random features with overlapping masks, uncovered patches and a mask that vanishes on the grid."""
 
+from dataclasses import replace
+
 import torch
 
 from harness.projector import ImageFeatures, Interface, Superpixels
-from harness.superpixel_store import mask_geometry
+from harness.superpixel_store import mask_geometry, on_grid
 
 GRID, D, H = (6, 5), 16, 24
 INTERFACE = Interface(vision_width=D, language_width=H, grid=GRID)
@@ -22,20 +24,12 @@ def rectangles(count, generator, height=48, width=40):
 
 def superpixels_of(masks, grid=GRID):
     """Superpixels of one image from masks ``[K, H, W]``."""
-    geometry = mask_geometry(masks.numpy(), grid)
-    weights = torch.from_numpy(geometry["weights"]).float()
-    return Superpixels(
-        occupancy=torch.from_numpy(geometry["occupancy"]).float() / 255,
-        weights=weights / weights.sum(dim=1, keepdim=True),
-        boxes=torch.from_numpy(geometry["boxes"]),
-        areas=torch.from_numpy(geometry["areas"]),
-        lengths=torch.tensor([len(masks)]),
-    )
+    return on_grid([mask_geometry(masks.numpy(), grid)])
 
 
 def join(images):
     """One ragged batch of single images."""
-    fields = ("occupancy", "weights", "boxes", "areas", "lengths")
+    fields = ("occupancy", "weights", "boxes", "areas", "lengths", "excess")
     sps = Superpixels(*(torch.cat([getattr(i.superpixels, f) for i in images]) for f in fields))
     return ImageFeatures(torch.cat([i.patches for i in images]), images[0].grid, superpixels=sps)
 
@@ -51,8 +45,6 @@ def single(count, seed, d=D, grid=GRID):
 
 
 def take(superpixels, rows, lengths=None):
-    fields = ("occupancy", "weights", "boxes", "areas")
-    return Superpixels(
-        *(getattr(superpixels, f)[rows] for f in fields),
-        superpixels.lengths if lengths is None else lengths,
-    )
+    """Rows of ``superpixels`` in another order or, with new ``lengths``, some of them."""
+    picked = {f: getattr(superpixels, f)[rows] for f in ("occupancy", "weights", "boxes", "areas")}
+    return replace(superpixels, **picked) if lengths is None else Superpixels(**picked, lengths=lengths)

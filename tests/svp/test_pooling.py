@@ -103,6 +103,30 @@ def test_background_is_what_no_mask_covers():
     )
 
 
+def test_background_counts_what_several_masks_cover_once():
+    masks = torch.zeros(4, 48, 40, dtype=torch.bool)
+    masks[0, :, :19] = masks[1, 10:30, 5:19] = True  # nested; 5/8 of the third column of cells is left
+    masks[2, 5:21, 15:33] = masks[3, 5:21, 15:33] = True  # twice the same, over the edge of the first
+    sp, added = with_background(superpixels_of(masks), GRID)
+    assert added.tolist() == [False] * 4 + [True]
+    expected = (~masks.any(dim=0)).float().reshape(6, 8, 5, 8).mean(dim=(1, 3)).flatten()
+    torch.testing.assert_close(sp.occupancy[4], expected, atol=0.5 / 255 + 1e-6, rtol=0)
+    cells = expected.reshape(6, 5) > 0.5
+    assert cells[3, 2]  # 40 of 64 pixels are left; the sum of the nested masks would leave 22
+    ys, xs = torch.nonzero(cells, as_tuple=True)
+    box = [xs.min() / 5, ys.min() / 6, (xs.max() + 1) / 5, (ys.max() + 1) / 6]
+    assert sp.boxes[4].tolist() == pytest.approx([float(v) for v in box])
+    assert sp.areas[4].item() == pytest.approx((~masks.any(dim=0)).float().mean().item(), abs=1 / 255)
+
+
+def test_background_where_none_overlap_is_one_less_the_sum_to_the_last_bit():
+    masks = torch.zeros(3, 48, 40, dtype=torch.bool)
+    masks[0, :11, :23] = masks[1, 11:29, 3:37] = masks[2, :11, 23:30] = True  # touching, within cells
+    sp = superpixels_of(masks)
+    longer, added = with_background(sp, GRID)
+    assert torch.equal(longer.occupancy[added][0], (1 - sp.occupancy.sum(dim=0)).clamp(min=0))
+
+
 def test_no_background_where_all_is_covered():
     sp = superpixels_of(torch.ones(1, 48, 40, dtype=torch.bool))
     longer, added = with_background(sp, GRID)

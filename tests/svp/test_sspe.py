@@ -128,6 +128,17 @@ def test_mask_encoder_reads_the_mask_and_resamples_another_grid(batch):
 
 
 @torch.no_grad()
+def test_mask_encoder_is_the_three_layers_of_osprey(batch):
+    """``MLP(cells, width, width, 3)``: two hidden layers with ReLU between three linear maps."""
+    module = MaskEncoder(32, GRID)
+    assert sum(p.numel() for p in module.parameters()) == (30 * 32 + 32) + 2 * (32 * 32 + 32)
+    (w1, b1), (w2, b2), (w3, b3) = ((m.weight, m.bias) for m in module.modules() if hasattr(m, "weight"))
+    hidden = (batch.superpixels.occupancy @ w1.T + b1).clamp(min=0)
+    expected = (hidden @ w2.T + b2).clamp(min=0) @ w3.T + b3
+    torch.testing.assert_close(module(batch.superpixels, GRID), expected)
+
+
+@torch.no_grad()
 def test_centroid_encoder_knows_place_and_not_shape():
     masks = torch.zeros(3, 48, 40, dtype=torch.bool)
     masks[0, 8:40, 16:24] = masks[1, 16:32, 8:32] = masks[2, 0:8, 0:8] = True  # two share a centroid

@@ -12,7 +12,7 @@ from torch import nn
 from harness.config import TrainingConfig
 from harness.models.losses import bce_loss
 from harness.seeds import forked_rng, seed_of
-from harness.training import Sampler, _Checkpoint, _Log, bce_balance, learning_rate
+from harness.training import Sampler, _Checkpoint, _Log, learning_rate
 
 CONFIG = TrainingConfig(stage1_steps=100, stage2_steps=300, images_per_step=6, expressions_per_image=2)
 
@@ -59,15 +59,7 @@ def test_warm_up_then_linear_to_zero():
     assert rates[10:] == pytest.approx([(110 - s) / 100 for s in range(10, 110)])
 
 
-def test_balance_falls_to_zero_over_both_stages():
-    config = CONFIG.model_copy(update={"balanced_until": 0.5})
-    assert bce_balance(1, 0, config) == 1
-    assert bce_balance(2, 0, config) == pytest.approx(0.5)  # 100 of 200 steps
-    assert bce_balance(2, 100, config) == bce_balance(2, 299, config) == 0
-    assert bce_balance(1, 0, CONFIG) == 0
-
-
-def test_balanced_bce_weighs_target_and_background_alike():
+def test_bce_weighs_every_pixel_alike_but_padding():
     logits = torch.tensor([[[2.0, -1.0, 0.5, -3.0]]])
     target = torch.tensor([[[1.0, 0.0, 0.0, 0.0]]])
 
@@ -75,11 +67,10 @@ def test_balanced_bce_weighs_target_and_background_alike():
         p = 1 / (1 + math.exp(-x))
         return -(t * math.log(p) + (1 - t) * math.log(1 - p))
 
-    inside, outside = term(2.0, 1), np.mean([term(x, 0) for x in (-1.0, 0.5, -3.0)])
-    plain = np.mean([term(x, t) for x, t in zip((2.0, -1.0, 0.5, -3.0), (1, 0, 0, 0), strict=True)])
-    assert bce_loss(logits, target, balance=1.0).item() == pytest.approx((inside + outside) / 2, rel=1e-5)
-    mixed = 0.25 * (inside + outside) / 2 + 0.75 * plain
-    assert bce_loss(logits, target, balance=0.25).item() == pytest.approx(mixed, rel=1e-5)
+    each = [term(x, t) for x, t in zip((2.0, -1.0, 0.5, -3.0), (1, 0, 0, 0), strict=True)]
+    assert bce_loss(logits, target).item() == pytest.approx(np.mean(each), rel=1e-5)
+    valid = torch.tensor([[[True, True, True, False]]])
+    assert bce_loss(logits, target, valid).item() == pytest.approx(np.mean(each[:3]), rel=1e-5)
 
 
 class Toy(nn.Module):

@@ -109,6 +109,7 @@ def test_snapshot_copies_tables_and_says_what_made_them(edited):
     kept = ROOT / "results/reference/default/tables"
     shutil.copytree(kept, edited.path / "results/default/tables", dirs_exist_ok=True)
     (edited.path / "results/default/tables/main.md").write_text("| the default table |")
+    (edited.path / "results/default/minutes.json").write_text("[12.25, 3.5]")  # it was interrupted once
     done = edited.run("harness.cli", "snapshot", "--command", "make run")
     assert done.returncode == 0, done.stderr
     folder = edited.path / "results/reference/default"
@@ -119,3 +120,4 @@ def test_snapshot_copies_tables_and_says_what_made_them(edited):
     assert "## default: " in (folder.parent / "README.md").read_text()
     made_by = json.loads((folder / "provenance.json").read_text())
     assert made_by["command"] == "make run" and made_by["versions"]["torch"]
+    assert made_by["minutes"] == 15.8
