@@ -11,9 +11,15 @@ from torch import Tensor, nn
 from baselines._layers import Baseline, mlp2x, refuse_budget
 from harness.projector import ImageFeatures, Interface, ProjectorConfig, VisualTokens
 
-__all__ = ["LDP"]
+__all__ = ["LDP", "squeezed_width"]
 
 KERNEL = 3
+
+
+def squeezed_width(width: int) -> int:
+    """A quarter of ``width``, rounded to a multiple of 8 as MobileNet does: never below 90 % of it."""
+    rounded = max(8, (width // 4 + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * (width // 4) else rounded + 8
 
 
 class DepthwiseBlock(nn.Module):
@@ -21,7 +27,7 @@ class DepthwiseBlock(nn.Module):
 
     def __init__(self, width: int, stride: int):
         super().__init__()
-        squeezed = max(8, (width // 4 + 4) // 8 * 8)
+        squeezed = squeezed_width(width)
         self.residual = stride == 1
         self.spatial = nn.Sequential(
             nn.Conv2d(width, width, KERNEL, stride, KERNEL // 2, groups=width, bias=False),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+import keyword
+import re
 from pathlib import Path
 
 from harness.discovery import find_projectors
@@ -46,25 +49,32 @@ class {title}(Projector):
         return VisualTokens.dense(self.mlp(pooled.transpose(1, 2)))
 '''
 
+_IMPORTED = {"ImageFeatures", "Projector", "VisualTokens"}
+
 
 def write_projector(name: str, folder: Path | str) -> Path:
     """Write ``<folder>/<name>.py``.
 
     Args:
-        name: lower case, words joined by underscores.
+        name: lower-case ASCII words joined by underscores.
         folder: where; ``baselines`` is searched by itself.
 
     Raises:
-        ValueError: the name is no Python name, is taken, or the file exists.
+        ValueError: the name is not of such words, names a module or class that Python or the file has
+            another use for, or is taken; or the file exists.
     """
-    if not name.isidentifier() or name != name.lower():
+    if not re.fullmatch("[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise ValueError(f"'{name}' cannot name a projector; take lower-case words joined by underscores")
+    title = "".join(word.capitalize() for word in name.split("_"))
+    if keyword.iskeyword(name) or keyword.iskeyword(title) or hasattr(builtins, title) or title in _IMPORTED:
+        raise ValueError(
+            f"'{name}' cannot name a projector: Python or its file has another use for '{name}' or '{title}'"
+        )
     if name in find_projectors():
         raise ValueError(f"projector '{name}' exists in {find_projectors()[name].path}; take another name")
     path = Path(folder) / f"{name}.py"
     if path.exists():
         raise ValueError(f"{path} exists; remove it or take another name")
-    title = "".join(word.capitalize() for word in name.split("_"))
     with atomic_path(path) as aside:
         aside.write_text(_TEMPLATE.format(name=name, title=title))
     return path

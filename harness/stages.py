@@ -136,8 +136,9 @@ def _efficiency(plan: Plan) -> None:
 
 
 _CAPTIONED = (
-    "Every row is trained on captions of objects beside their masks, which is no part of the paper's recipe: "
-    "masks alone never taught so small a model to read visual tokens."
+    "Every row is also trained on captions of objects, which is no part of the paper's recipe: first on them "
+    "alone (the share of stage 1 that caption_share says; all of the projector learns), later beside the "
+    "masks. Masks alone never taught so small a model to read visual tokens."
 )
 
 

@@ -16,7 +16,6 @@ __all__ = [
     "ROW_KEY",
     "EfficiencyReport",
     "ReportContext",
-    "Skipped",
     "canonical_context",
     "order_rows",
     "read_csv",
@@ -36,15 +35,6 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Skipped(_Strict):
-    """A combination that was not run, and why, in words."""
-
-    projector: str
-    variant: str = "base"
-    budget: str = "auto"
-    reason: str
-
-
 class ReportContext(_Strict):
     """What a reader of the tables must be told.
 
@@ -58,7 +48,6 @@ class ReportContext(_Strict):
         variants: their variants in the order of the config; others follow by name.
         controls: projectors that stand in a group of their own and are never ranked.
         reference: the projector that speed-ups are relative to.
-        skipped: combinations that were not run.
         resamples: bootstrap resamples.
         tuning: the grid of the learning-rate search, in factors of the recipe's; empty where there was none.
         published: folder of published numbers to print apart; never beside synthetic data.
@@ -73,7 +62,6 @@ class ReportContext(_Strict):
     variants: tuple[str, ...] = ()
     controls: tuple[str, ...] = ()
     reference: str | None = None
-    skipped: tuple[Skipped, ...] = ()
     resamples: int = 2000
     tuning: tuple[float, ...] = ()
     published: str | None = None

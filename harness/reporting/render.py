@@ -213,7 +213,7 @@ def caption(main: pd.DataFrame, context: ReportContext) -> str:
             "± is half the 95 % interval of a bootstrap over images; for a single split it lies between "
             f"{_percent(half.min())} and {_percent(half.max())} points (main.csv)."
         )
-    if context.reference:
+    if main["speedup_infer"].notna().any():
         parts.append(f"Speed-ups are relative to {context.reference}, measured in the same job.")
     return " ".join(p for p in parts if p)
 
@@ -222,7 +222,6 @@ def _footnotes(main: pd.DataFrame, context: ReportContext) -> list[str]:
     out = list(context.notes)
     failed = main[main["status"] != "ok"]
     out += [f"† {_name(r)}, {r.dataset} {r.split}: {r.status}." for r in records(failed)]
-    out += [f"Not run: {_name(s)}: {s.reason.rstrip('.')}." for s in context.skipped]
     return out
 
 

@@ -1,5 +1,7 @@
 """`svp new-projector` writes a short file that is a projector at once."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -18,10 +20,35 @@ def test_the_written_file_is_found_built_and_run(tmp_path):
     assert tokens.embeddings.shape == (10, 12) and tokens.lengths.tolist() == [5, 5]
 
 
-@pytest.mark.parametrize(("name", "why"), [("My-Idea", "lower-case"), ("avg_pool", "exists")])
+def test_the_written_file_passes_the_contract_tests_as_it_stands(tmp_path):
+    path, contract = write_projector("my_idea", tmp_path), Path(__file__).with_name("test_contract.py")
+    # In this process: another one would spend most of its time on imports.
+    command = [str(contract), "--projector", str(path), "-p", "no:cacheprovider", "--assert=plain"]
+    assert pytest.main(command) == pytest.ExitCode.OK
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("My-Idea", "lower-case"),
+        ("_", "lower-case"),
+        ("_1", "lower-case"),
+        ("avg_pool", "exists"),
+        ("none", "another use for 'none' or 'None'"),
+        ("true", "another use for 'true' or 'True'"),
+        ("false", "another use"),
+        ("class", "another use"),
+        ("visual_tokens", "another use for 'visual_tokens' or 'VisualTokens'"),
+        ("image_features", "another use"),
+        ("projector", "another use"),
+        ("value__error", "lower-case"),
+        ("exception", "another use"),
+    ],
+)
 def test_bad_names_are_refused(tmp_path, name, why):
     with pytest.raises(ValueError, match=why):
         write_projector(name, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_overwritten(tmp_path):

@@ -247,7 +247,7 @@ def test_latex_is_well_formed(tables):
     assert all(ord(c) < 128 for c in text)
 
 
-def test_failures_and_skips_are_said(made_up, tmp_path):
+def test_failures_are_said(made_up, tmp_path):
     folder = tmp_path / "scores"
     folder.mkdir()
     paths = []
@@ -259,8 +259,7 @@ def test_failures_and_skips_are_said(made_up, tmp_path):
             frame.loc[frame.index[:2], "status"] = "failed: no image"
         paths.append(folder / path.name)
         frame.to_parquet(paths[-1])
-    skipped = [{"projector": "mystery", "reason": "needs a class token"}]
-    out = write({**made_up, "scores": paths}, tmp_path / "t", skipped=skipped)
+    out = write({**made_up, "scores": paths}, tmp_path / "t")
     text = (out / "main.md").read_text()
     assert (
         cell(text, "dense", "toy val") == "failed"
@@ -268,7 +267,6 @@ def test_failures_and_skips_are_said(made_up, tmp_path):
     )
     assert "failed: 72 of 72 expressions (out of memory)" in text
     assert cell(text, "pool", "toy val") != "failed"
-    assert "Not run: mystery: needs a class token." in text
     scores = read_csv(out / "scores.csv").set_index(["projector", "budget", "dataset", "split"])
     assert pd.isna(scores.loc[("dense", "auto", "toy", "val"), "giou"])
     assert scores.loc[("pool", "9", "toy", "val"), "status"] == "failed: 2 of 72 expressions (no image)"

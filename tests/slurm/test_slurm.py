@@ -17,6 +17,7 @@ def test_the_profile_polls_with_squeue_and_keeps_retries_to_itself():
     profile = yaml.safe_load(PROFILE.read_text())
     assert profile["executor"] == "slurm" and profile["jobs"] > 1
     assert profile["slurm-status-command"] == "squeue"
+    assert "--exclusive" in profile["set-resources"]["efficiency"]["slurm_extra"]  # it measures time
     for rules in (ROOT / "workflow" / "rules").glob("*.smk"):
         assert "retries:" not in rules.read_text(), f"{rules.name}: the jobs inside would retry once more"
     # a workflow profile would silently replace the executor

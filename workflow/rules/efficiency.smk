@@ -1,4 +1,4 @@
-# It measures time, so it has the machine to itself: it asks for every core.
+# It measures time, so it has the machine to itself: here every core, on Slurm a node (slurm/config.yaml).
 rule efficiency:
     input:
         lambda wildcards: [PLAN.weights(run.id) for run in PLAN.trained],
@@ -14,7 +14,7 @@ rule efficiency:
         mem_mb=jobs.memory_mb(PLAN.trained[0], 6000),
         runtime=jobs.minutes(PLAN.trained[0], 120),
         gpu=jobs.gpus(PLAN.trained[0]),
-        cpus_per_task=workflow.cores or 1,
+        cpus_per_task=jobs.threads(PLAN.trained[0]),
     params:
         code=lambda wildcards: triggers.efficiency_trigger(PLAN),
     message:

@@ -9,8 +9,9 @@ rule tune:
     priority: 70
     threads: lambda wildcards: jobs.threads(PLAN.trial(wildcards.row))
     resources:
-        mem_mb=3000,
-        runtime=240,
+        mem_mb=lambda wildcards: jobs.memory_mb(PLAN.trial(wildcards.row), 3000),
+        runtime=lambda wildcards: jobs.minutes(PLAN.trial(wildcards.row), 240),
+        gpu=lambda wildcards: jobs.gpus(PLAN.trial(wildcards.row)),
         cpus_per_task=lambda wildcards: jobs.threads(PLAN.trial(wildcards.row)),
     params:
         code=lambda wildcards: triggers.tune_trigger(PLAN, wildcards.row),
