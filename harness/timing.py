@@ -47,10 +47,13 @@ def median_seconds(
 
 
 def count_flops(call: Callable[[], object]) -> float:
-    """Floating-point operations of a call.
+    """Floating-point operations of a call, a multiplication and an addition as two.
 
-    Fused attention kernels count as zero, so the plain one, which does the same arithmetic, runs here.
-    Gradients are on: the counter trips over views of parameters made without them.
+    Matrix products, convolutions and attentions count; element-wise operations, normalisations, sorting,
+    pairwise distances and sampling at fractional positions do not, as torch's counter has it. Fused
+    attention kernels count as zero, so the plain one, which does the same arithmetic, runs here. Gradients
+    are on: without them attention in eval mode takes a path that the counter does not see, and it trips
+    over views of parameters.
     """
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         call()

@@ -2,14 +2,24 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from saved_language import save_llama
+from saved_vision import save_vision
+from torch.nn import functional as F
 
 from harness import tuning
+from harness.assembly import RunData, finished_model
 from harness.files import read_json
 from harness.held_out import held_out, without_held_out
+from harness.models.sam import TinySamSize, build_tiny_sam, save_tiny_sam
 from harness.plan import Plan
+from harness.seeds import forked_rng
+from harness.stages import run_stage
 from harness.study import read_study
+from harness.training import Sampler
 from harness.triggers import checkpoint_trigger, train_trigger, tune_trigger
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,3 +128,89 @@ def test_what_the_search_hangs_on():
     assert train_trigger(base, trial, 1) != train_trigger(base, fewer, 1)
     run = base.runs["mlp.base.auto.s3"]
     assert train_trigger(base, run, 1) == train_trigger(other, run, 1)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A study of eight train images whose two trials of one row are trained, and what they were shown."""
+    folder = tmp_path_factory.mktemp("searched")
+    for part in ("vision", "language", "sam"):
+        (folder / part).mkdir()
+    save_vision("dinov2", folder / "vision")
+    save_llama(folder / "language")
+    size = TinySamSize(width=32, depth=1, heads=2, prompt_width=32)
+    with forked_rng("sam"):
+        save_tiny_sam(build_tiny_sam(size), size, folder / "sam")
+    images = {f"data.{split}_images": 2 for split in ("val", "testA", "testB", "test")}
+    models = {f"models.{part}.source": str(folder / part) for part in ("vision", "language", "sam")}
+    models |= {"models.vision.image_size": 42, "models.vision.patch_size": 14, "models.vision.levels": []}
+    models |= {"models.start": None, "data.train_images": 8, "data.pool_images": 1}
+    training = {"stage1_steps": 6, "stage2_steps": 6, "images_per_step": 4, "learning_rate": 0.02}
+    training = {f"training.{key}": value for key, value in training.items()}
+    raw = read_study(ROOT / "config/default.yaml", ROOT)
+    raw |= {"rows": ["mlp"], "effort": "full", "superpixels": "slic", "results": "results"}
+    raw |= {"tuning": {"factors": [0.001, 1], "steps": 0.5, "held_out_images": 3}}
+    made = Plan.from_raw({**raw, "set": images | models | training}, ROOT)
+    shown: set[int] = set()
+    draw = Sampler.rows
+
+    def recorded(self, stage, step):
+        groups = draw(self, stage, step)
+        shown.update(int(group["image_id"].iloc[0]) for group in groups)
+        return groups
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(Sampler, "rows", recorded)
+        made.save(made.config_file)
+        for stage, key in made.shared_stages:
+            run_stage(stage, made.config_file, key=key)
+        for trial in made.trials["mlp.base.auto"].values():
+            for stage in (1, 2):
+                run_stage("train", made.config_file, run=trial.id, stage=stage)
+        yield made, shown
+
+
+def ious(made, trial, rows):
+    """IoU of each expression: one image at a time, low-resolution logits to SAM's square, then to pixels."""
+    data = RunData(made, trial)
+    model = finished_model(made, trial, data.vision_width, "cpu")
+    found = []
+    for row in rows.itertuples():
+        with torch.no_grad():
+            seen = data.features([row.image_id]), [[row.sentence]], data.sam_embeddings([row.image_id])
+            logits = model(*seen)[0][None].float()
+        truth = data.mask(row.dataset, row.ann_id).astype(bool)
+        side, longest = model.sam.image_encoder.img_size, max(truth.shape)
+        frame = [int(length * side / longest + 0.5) for length in truth.shape]
+        square = F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
+        square = square[..., : frame[0], : frame[1]]
+        mask = F.interpolate(square, truth.shape, mode="bilinear", align_corners=False)[0, 0].numpy() > 0
+        found.append((mask & truth).sum() / max((mask | truth).sum(), 1))
+    return found
+
+
+def test_the_measure_is_the_mean_iou_of_held_out_images_and_the_better_trial_wins(measured, monkeypatch):
+    made, shown = measured
+    table = pd.read_parquet(made.prepared_dir(made.trial("mlp.base.auto")) / "expressions.parquet")
+    judged: set[int] = set()
+    read = RunData.features
+
+    def recorded(self, image_ids, *device):
+        judged.update(image_ids)
+        return read(self, image_ids, *device)
+
+    monkeypatch.setattr(RunData, "features", recorded)
+    tuning.tune_stage(made, "mlp.base.auto")
+    monkeypatch.undo()
+    train = set(table.loc[table["split"] == "train", "image_id"])
+    assert len(judged) == 3 and judged < train and not judged & shown
+    assert not judged & set(table.loc[table["split"] != "train", "image_id"])
+
+    rows = table[table["image_id"].isin(judged)]
+    trials = sorted(made.trials["mlp.base.auto"].values(), key=lambda one: one.training.learning_rate)
+    expected = [float(np.mean(ious(made, trial, rows))) for trial in trials]
+    choice = read_json(made.choice_file("mlp.base.auto"))
+    assert choice["giou"] == pytest.approx(expected, abs=1e-3) and choice["n_expressions"] == len(rows)
+    assert abs(expected[0] - expected[1]) > 0.005
+    assert choice["learning_rate"] == [0.02 * 0.001, 0.02][int(expected[1] > expected[0])]
