@@ -72,19 +72,34 @@ def pool(patches: Tensor, superpixels: Superpixels, mode: str) -> Tensor:
 def smallest_owner(superpixels: Superpixels) -> Tensor:
     """``[b, n]`` int64: the packed row of the smallest mask that covers each patch, -1 where none does.
 
-    Smallest on top is how FMA-WSSS paints overlapping masks (``area_smaller``).
+    Smallest on top is how FMA-WSSS paints overlapping masks (``area_smaller``). Of equally small ones the
+    first in raster order of their boxes owns it, whatever order they are stored in.
     """
     lengths = superpixels.lengths
     inside = binary_cells(superpixels.occupancy)
-    areas = superpixels.areas[:, None].expand_as(inside).masked_fill(~inside, torch.inf)
-    padded = torch.where(_valid(lengths)[..., None], pad(areas, lengths), torch.inf)
+    rank = _by_area(superpixels, superpixels.areas)
+    ranks = rank[:, None].expand_as(inside).masked_fill(~inside, len(rank))
+    padded = torch.where(_valid(lengths)[..., None], pad(ranks, lengths), len(rank))
     smallest, place = padded.min(dim=1)
     first = torch.cumsum(lengths, 0) - lengths
-    return torch.where(torch.isfinite(smallest), place + first[:, None], -1)
+    return torch.where(smallest < len(rank), place + first[:, None], -1)
 
 
 def _valid(lengths: Tensor) -> Tensor:
     return torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+
+
+def _by_area(superpixels: Superpixels, areas: Tensor) -> Tensor:
+    """``[S]`` int64 ranks by ``areas``, ties by the box in raster order, then by the cells covered."""
+    x1, y1, x2, y2 = (superpixels.boxes.double() * 0x7FFF).round().long().T
+    shares = (superpixels.occupancy.double() * 255).round().long()
+    mixed = torch.arange(1, shares.shape[1] + 1, device=shares.device) * 6364136223846793005
+    # whole numbers: a sum of floats would hang on the batch
+    cells = (shares * ((mixed ^ (mixed >> 32)) * 6364136223846793005)).sum(dim=1)
+    order = torch.arange(len(areas), device=areas.device)
+    for key in (cells, y1 << 48 | x1 << 32 | y2 << 16 | x2, areas):
+        order = order[torch.argsort(key[order], stable=True)]
+    return torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
 
 
 def order_key(superpixels: Superpixels, grid: tuple[int, int], order: str, seed: int = 0) -> Tensor:
@@ -93,14 +108,14 @@ def order_key(superpixels: Superpixels, grid: tuple[int, int], order: str, seed:
     Args:
         superpixels: ragged superpixels.
         grid: ``(h, w)``.
-        order: ``area`` (largest first), ``raster`` (by the box's centre, row by row of patches),
-            ``random`` (drawn by a hash of each superpixel's own geometry, so that it does not depend on
-            the batch), ``stored`` (as in the store).
+        order: ``area`` (largest first, equally large ones in raster order of their boxes), ``raster`` (by
+            the box's centre, row by row of patches), ``random`` (drawn by a hash of each superpixel's own
+            geometry, so that it does not depend on the batch), ``stored`` (as in the store).
         seed: of ``random``.
     """
     areas, boxes = superpixels.areas.double(), superpixels.boxes.double()
     if order == "area":
-        return -areas
+        return _by_area(superpixels, -areas).double()
     if order == "raster":
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2
         return (centre[:, 1] * grid[0]).floor() + centre[:, 0]

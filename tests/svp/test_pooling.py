@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from svp_inputs import GRID, rectangles, superpixels_of, take
@@ -5,6 +6,7 @@ from torch.nn import functional as F
 
 from harness.projector import ImageFeatures
 from svp.pooling import binary_cells, order_key, pad, pool, smallest_owner, sort_by, unpad, with_background
+from svp.superpixels.grid import Grid
 
 
 def test_padding_and_back():
@@ -58,6 +60,27 @@ def test_the_smallest_mask_owns_a_patch(batch):
             uncovered += not rows
         start += length
     assert uncovered > 10
+
+
+def test_equal_areas_are_told_apart_by_geometry():
+    """A grid whose rows halve patches, and three masks of one area in one box that share cells."""
+    made = Grid(Grid.Config(rows=4, columns=5)).generate(np.zeros((48, 40, 3), np.uint8))
+    alike = torch.zeros(3, 48, 40, dtype=torch.bool)
+    alike[:, 4:36, 4:36] = True
+    for mask, hole in zip(alike, (8, 18, 28), strict=True):
+        mask[hole : hole + 3, 10:20] = False
+    sp = superpixels_of(torch.cat([torch.from_numpy(made.masks), alike]))
+    assert len(sp.areas.unique()) == 2
+    owner, order = smallest_owner(sp), sort_by(order_key(sp, GRID, "area"), sp.lengths)
+    # rows of 12 pixels on cells of 8: half of the second cell down belongs to each of two rectangles
+    assert owner.reshape(6, 5)[1].tolist() == [0, 1, 2, 3, 4]
+    assert sorted(order[:3].tolist()) == [20, 21, 22] and order[3:].tolist() == list(range(20))
+    for seed in range(5):
+        permutation = torch.randperm(23, generator=torch.Generator().manual_seed(seed))
+        shuffled = take(sp, permutation)
+        assert torch.equal(permutation[smallest_owner(shuffled)], owner)
+        again = sort_by(order_key(shuffled, GRID, "area"), sp.lengths)
+        assert torch.equal(permutation[again], order)
 
 
 @pytest.mark.parametrize("order", ["area", "raster", "random", "stored"])
