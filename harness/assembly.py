@@ -86,6 +86,7 @@ def finished_model(plan: Plan, run: RunConfig, vision_width: int, device: torch.
     model = build_model(plan, run, vision_width).to(device).eval()
     load_stage(model, plan.weights(run.id))
     model.projector.stage = 2
+    model.merge_lora()
     return model
 
 

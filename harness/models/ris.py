@@ -186,6 +186,16 @@ class RISModel(nn.Module):
                 table.weight.grad.zero_()
                 table.weight.grad[self.seg_id] = kept
 
+    def merge_lora(self) -> None:
+        """Add LoRA to the weights it adapts, for a model that will not learn any more.
+
+        Not where they are of half precision, which would round the sum.
+        """
+        if self.compute == torch.float32:
+            for module in self.language.modules():
+                if isinstance(module, BaseTunerLayer):
+                    module.merge()
+
     def trained_state(self) -> dict[str, Tensor]:
         """Everything that either stage trains, by name: what a stage file holds."""
         return {name: tensor.detach() for name, tensor in self._trained()}

@@ -149,6 +149,25 @@ def test_lora_is_left_out_of_stage_1_and_joins_in_stage_2(model):
     assert not torch.allclose(answer(), untrained, atol=1e-4)
 
 
+@pytest.mark.parametrize(("dtype", "merged"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_merged_lora_answers_alike_and_half_precision_is_left_alone(language_dir, dtype, merged):
+    model = make_model(language_dir, dtype=dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    image, sam = features(3)
+    weights = model.language.get_decoder().layers[0].self_attn.q_proj.base_layer.weight
+    before, state = weights.clone(), {k: v.clone() for k, v in model.trained_state().items()}
+    with torch.no_grad():
+        apart = model(image, EXPRESSIONS, sam).logits
+        model.merge_lora()
+        together = model(image, EXPRESSIONS, sam).logits
+    assert torch.allclose(together, apart, atol=1e-4)
+    assert torch.equal(weights, before) is not merged
+    assert all(torch.equal(v, state[k]) for k, v in model.trained_state().items())
+
+
 def test_stage_2_trains_lora_and_every_named_parameter_gets_a_gradient(model):
     image, sam = features(3)
     named = model.set_stage(2)

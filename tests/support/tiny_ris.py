@@ -24,9 +24,9 @@ class Ragged(Projector):
         return VisualTokens.ragged([self.linear(p[:k]) for p, k in zip(image.patches, keep, strict=True)])
 
 
-def make_model(language_dir, **options):
+def make_model(language_dir, dtype=torch.float32, **options):
     config = LanguageConfig(source=str(language_dir), lora_dropout=0.0, **options)
-    language, tokenizer = load_language(config, language_dir, torch.float32)
+    language, tokenizer = load_language(config, language_dir, dtype)
     torch.manual_seed(1)
     sam = build_tiny_sam(TinySamSize(image_size=32, width=16, depth=1, heads=2, prompt_width=16))
     projector = Ragged(Interface(12, 32, (4, 4)))
