@@ -196,7 +196,8 @@ def _superpixels(
     source: SuperpixelSource, ids: list[int], arrays: list[np.ndarray], embeddings: Tensor
 ) -> None:
     for image_id, array, embedding in zip(ids, arrays, embeddings, strict=True):
-        source.generate(array, image_id=image_id, sam_embedding=embedding)
+        given = embedding if source.needs_sam else None  # another SAM than the model's encodes for itself
+        source.generate(array, image_id=image_id, sam_embedding=given)
 
 
 def _rows(plan: Plan, runs: list[RunConfig], device: torch.device) -> list[_Row]:

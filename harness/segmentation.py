@@ -94,7 +94,8 @@ class Segmenter:
     def _superpixels(self, image: np.ndarray, embedding: Tensor) -> SuperpixelMasks | None:
         if self._source is None:
             return None
-        return stood_in(self._source.generate(image, sam_embedding=embedding.cpu()))
+        given = embedding.cpu() if self._source.needs_sam else None
+        return stood_in(self._source.generate(image, sam_embedding=given))
 
 
 def draw(image: np.ndarray, expressions: Sequence[str], found: Segmentation, out: Path) -> list[Path]:

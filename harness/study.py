@@ -37,8 +37,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def _load_part(root: Path, block: str, name: str, size: str = "tiny") -> dict[str, Any]:
+def _load_part(root: Path, block: str, name: Any, size: str = "tiny") -> dict[str, Any]:
     """A part by name; ``NAME.SIZE.yaml`` stands in for ``NAME.yaml`` at that size of models."""
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"{block}: {name!r} is no name of a part; single keys are set as '{block}.KEY: value'"
+        )
     folder = _parts_dir(root) / block
     known = sorted(p.stem for p in folder.glob("*.yaml") if "." not in p.stem)
     path = Path(name) if name.endswith(".yaml") else folder / f"{name}.{size}.yaml"

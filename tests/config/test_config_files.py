@@ -145,6 +145,7 @@ def test_a_projector_of_a_lone_file_stands_in_the_table_under_its_label(tmp_path
         ({"reference_row": "mpl"}, "reference_row: no row is called 'mpl'; did you mean 'mlp'"),
         ({"rows": ["nowhere.mine:Mine"]}, "module nowhere.mine cannot be found; name its file"),
         ({"superpixels": "slick"}, "did you mean 'slic'"),
+        ({"set": {"superpixels": {"source": "slic"}}}, "are set as 'superpixels.KEY: value'"),
         ({"rows": ["mpl"]}, "did you mean 'mlp'"),
         ({"rows": [{"name": "svp_slic", "config": {"sspe_block": 1}}]}, "did you mean 'sspe_blocks'"),
         ({"set": {"superpixels.source": "slik"}}, "did you mean 'slic'"),

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from saved_transformers_sam import save_transformers_sam
 
 from harness.assembly import RunData, build_model
 from harness.cli import app
@@ -54,6 +55,24 @@ def test_a_photograph_alone_gets_the_masks_of_the_workflow(finished, row):
             both, theirs, ours = overlap(encode_mask(mask), rle, *mask.shape, "a mask")
             wrong, pixels = wrong + theirs + ours - 2 * both, pixels + mask.size
     assert wrong <= 1e-3 * pixels  # sums of a batch are taken in another order
+
+
+def test_superpixels_of_another_sam_are_made_from_the_photograph(study, tmp_path):
+    """The model's own SAM embedding is of no use to it; it encodes for itself, here and in the workflow."""
+    save_transformers_sam(tmp_path / "sam")
+    options = {"checkpoint": str(tmp_path / "sam"), "points_per_side": 4, "pred_iou_thresh": -10.0}
+    source = {"superpixels.source": "sam_transformers", "superpixels.options": options}
+    made = study([{"name": "svp", "set": source}], {})
+    made.plan.save(made.plan.config_file)
+    for stage, key in made.plan.shared_stages:
+        run_stage(stage, made.plan.config_file, key=key)
+    (run,) = made.plan.trained
+    data = RunData(made.plan, run)
+    save_tensors(made.plan.weights(run.id), build_model(made.plan, run, data.vision_width).trained_state())
+    image_id = int(data.tables.images["image_id"].iloc[0])
+    found = Segmenter(made.plan, run)(read_rgb(data.tables.image_path(image_id)), ["the left cup"])
+    stored = data.superpixels.batch([image_id])
+    assert found.visual_tokens == len(found.superpixels) == int(stored.lengths[0])
 
 
 def test_any_photograph_is_answered_at_its_own_size(finished, tmp_path, capsys):
