@@ -30,6 +30,7 @@ from harness.models.sam import load_sam, sam_input
 from harness.models.vision import load_vision
 from harness.plan import Plan
 from harness.scoring.scored import evaluated
+from harness.seeds import torch_generator
 from harness.superpixel_stage import build_source
 from harness.superpixels import SuperpixelSource
 from harness.timing import count_flops, device_name, peak_rates, timed
@@ -248,7 +249,12 @@ def efficiency_stage(plan: Plan, out_path: Path) -> None:
         timings += _timing_rows(row, rates, device)
         learned = sum(p.numel() for p in row.model.projector.parameters())
         parameters.append(
-            {**_name(row.run), "parameters": learned, "layer_tokens": _layer_tokens(row, device)}
+            {
+                **_name(row.run),
+                "parameters": learned,
+                "layer_tokens": _layer_tokens(row, device),
+                "step_budgets": _step_budgets(row),
+            }
         )
     reference = next((r for r in rows if r.run.projector == plan.study.reference_row), None)
     for row in rows:
@@ -258,6 +264,11 @@ def efficiency_stage(plan: Plan, out_path: Path) -> None:
             values["speedup_train"] = _median(reference, "train_step", -1) / _median(row, "train_step", -1)
         relative.append({**_name(row.run), **{k: _round(v) for k, v in values.items()}})
     write_json(out_path, {"rows": timings, "parameters": parameters, "relative": relative})
+
+
+def _step_budgets(row: _Row) -> int:
+    """Token counts that a training step averages over, each a pass through the language model."""
+    return len(row.model.projector.training_budgets(0, torch_generator("budget", row.run.seed, 2, 0)))
 
 
 @torch.no_grad()

@@ -133,6 +133,7 @@ class _Parameters(_Strict):
     budget: str
     parameters: int
     layer_tokens: float | None = None
+    step_budgets: int = 1
 
 
 class _Relative(_Strict):

@@ -242,6 +242,16 @@ def adaptivity_notes(tokens: pd.DataFrame, context: ReportContext) -> list[str]:
     ]
 
 
+def training_notes(parameters: pd.DataFrame) -> list[str]:
+    """A sentence for each row that learns at several token counts in a step, and so is trained for longer."""
+    several = parameters[parameters["step_budgets"] > 1]
+    return [
+        f"{_name(r)} learns at {r.step_budgets} token counts in each step: as many passes through the "
+        "language model, where other rows take one."
+        for r in records(several)
+    ]
+
+
 def main_markdown(
     main: pd.DataFrame, overall: pd.DataFrame, context: ReportContext, notes: list[str] | None = None
 ) -> str:

@@ -30,7 +30,7 @@ from harness.reporting.context import (
     write_text,
 )
 from harness.reporting.published import published_markdown
-from harness.reporting.render import adaptivity_notes, main_markdown, main_tex
+from harness.reporting.render import adaptivity_notes, main_markdown, main_tex, training_notes
 from harness.scoring.metrics import RUN_KEY, read_scores
 from harness.scoring.protocols import protocol_table, sum_polygons
 
@@ -67,7 +67,7 @@ def main_table(
     """
     key = list(ROW_KEY)
     out = scores.merge(relative, on=key, how="left", validate="many_to_one")
-    out = out.merge(parameters, on=key, how="left", validate="many_to_one")
+    out = out.merge(parameters.drop(columns="step_budgets"), on=key, how="left", validate="many_to_one")
     out["parameters"] = out["parameters"].astype("Int64")
     names = out[key].agg(".".join, axis=1)
     out["learning_rate"] = names.map(dict(learning_rates or {})).astype(float)
@@ -168,7 +168,10 @@ def tables_stage(
     write_csv(out / "protocols.csv", order_rows(protocol_table(rows, summed), context))
     write_csv(out / "efficiency.csv", order_rows(timings, context), "%.6g")
     write_csv(out / "main.csv", main)
-    notes = adaptivity_notes(order_rows(tokens, context), context)
+    notes = [
+        *training_notes(order_rows(parameters, context)),
+        *adaptivity_notes(order_rows(tokens, context), context),
+    ]
     markdown = main_markdown(main, overall, context, notes)
     if context.data == "real" and context.published:
         markdown += "".join("\n\n" + published_markdown(context.published, main, m) for m in ("giou", "ciou"))

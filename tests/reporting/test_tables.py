@@ -306,7 +306,7 @@ def test_no_efficiency_leaves_cells_empty(made_up, tmp_path):
 
 def test_learning_rates_and_tokens_inside_the_language_model_are_told(made_up, tmp_path):
     value = json.loads(made_up["efficiency"][0].read_text())
-    value["parameters"][0] |= {"layer_tokens": 171.0}
+    value["parameters"][0] |= {"layer_tokens": 171.0, "step_budgets": 4}
     head = {k: value["parameters"][0][k] for k in ("projector", "variant", "budget")}
     (tmp_path / "efficiency.json").write_text(json.dumps(value))
     row = ".".join(head.values())
@@ -328,6 +328,7 @@ def test_learning_rates_and_tokens_inside_the_language_model_are_told(made_up, t
     label = head["projector"] if head["variant"] == "base" else f"{head['projector']} ({head['variant']})"
     assert cell(text, label, "learning rate searched") == "0.0009"
     assert cell(text, label, "tokens mean [p5, p95]").endswith(", 171.0 over layers")
+    assert text.count("token counts in each step") == 1 and f"- {label} learns at 4 token counts" in text
 
 
 def test_the_title_says_quick(tables):

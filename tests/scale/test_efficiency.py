@@ -13,7 +13,12 @@ from harness.efficiency import _rows, efficiency_stage
 from harness.plan import Plan
 from harness.tensors import save_tensors
 
-ROWS = ["mlp", {"name": "avg_pool", "budget": 9}, {"name": "fastv", "budget": 36, "config": {"layer": 1}}]
+ROWS = [
+    "mlp",
+    {"name": "avg_pool", "budget": 9},
+    {"name": "m3", "budget": 36},
+    {"name": "fastv", "budget": 36, "config": {"layer": 1}},
+]
 
 
 @pytest.fixture
@@ -66,6 +71,7 @@ def test_what_is_written(trained, tmp_path):
     assert all(row["speedup_infer"] > 0 for row in speed.values())
     for row in found["parameters"]:
         assert (row["layer_tokens"] is not None) == (row["projector"] == "fastv")
+        assert row["step_budgets"] == (4 if row["projector"] == "m3" else 1)  # 144, 36, 9 and 1 of 12 x 12
     times = {(r["projector"], r["stage"], r["case"], r["batch"]): r for r in found["rows"]}
     for name in speed:
         stages = {s: times[name, s, "cached", 1]["median_ms"] for s in ("project", "prefill", "mask")}
@@ -90,12 +96,12 @@ def test_a_finished_study_is_timed_on_the_machine_at_hand(trained, tmp_path, cap
     assert {"efficiency.json", "efficiency.csv", "provenance.json"} == {
         path.name for path in Path(told["out"]).iterdir()
     }
-    assert [row["projector"] for row in told["rows"]] == ["mlp", "avg_pool", "fastv"]
+    assert [row["projector"] for row in told["rows"]] == ["mlp", "avg_pool", "m3", "fastv"]
     total = table[(table["stage"] == "total") & (table["batch"] == 1)].set_index(["projector", "case"])
     for row in told["rows"]:
         for case in ("cold", "cached"):
             assert row[f"{case}_ms"] == pytest.approx(total["median_ms"][row["projector"], case], rel=1e-4)
         assert (row["speedup_infer"] == 1) == (row["projector"] == "mlp")
     trained.plan.weights(trained.plan.run_named("mlp").id).unlink()
-    with pytest.raises(ValueError, match=r"1 of 3 rows are not trained, such as mlp.*; run the study first"):
+    with pytest.raises(ValueError, match=r"1 of 4 rows are not trained, such as mlp.*; run the study first"):
         app(command)
