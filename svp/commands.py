@@ -18,9 +18,38 @@ def _print(value: Any) -> None:
     sys.stdout.write(json_module.dumps(value, indent=2) + "\n")
 
 
+def _figures(value: dict[str, Any], out: Path | None) -> None:
+    """Print a benchmark's figures, and keep them with what made them."""
+    if out is not None:
+        from harness.files import write_json
+        from harness.snapshot import provenance_of
+
+        write_json(out, {**provenance_of(" ".join(["svp", *sys.argv[1:]])), "figures": value})
+    _print(value)
+
+
+def _source(name: str, options: str, sam: Path | None, kind: str, device: str | None) -> tuple[Any, Any, Any]:
+    """A source's class, options and SAM; by default the default study's SAM, with that study's options."""
+    from harness.discovery import load_source
+    from harness.superpixels import open_sam
+
+    chosen, given = load_source(name), json_module.loads(options)
+    if chosen.needs_sam and sam is None:
+        from harness.tiny_sam import tiny_sam_and_scenes
+
+        own = tiny_sam_and_scenes(1)
+        sam, kind, given = own.folder, "tiny", own.options | given
+    return chosen, given, open_sam(sam, kind, device=device) if sam is not None else None
+
+
 @bench.command(name="projector")
 def bench_projector_command(
-    *, json: bool = False, superpixels: int = 40, device: str = "cpu", repeats: int = 10
+    *,
+    json: bool = False,
+    superpixels: int = 40,
+    device: str = "cpu",
+    repeats: int = 10,
+    out: Path | None = None,
 ) -> None:
     """Time, FLOPs and parameters of each part of SVP at the paper's size.
 
@@ -29,10 +58,11 @@ def bench_projector_command(
         superpixels: an image.
         device: to measure on.
         repeats: timed calls.
+        out: a JSON file that keeps the figures with the commit, the machine and the versions.
     """
     from svp.bench import bench_projector
 
-    _print(bench_projector(superpixels=superpixels, device=device, repeats=repeats))
+    _figures(bench_projector(superpixels=superpixels, device=device, repeats=repeats), out)
 
 
 @bench.command(name="superpixels")
@@ -47,6 +77,7 @@ def bench_superpixels_command(
     options: str | None = None,
     thresholds: str | None = None,
     device: str | None = None,
+    out: Path | None = None,
 ) -> None:
     """The exact and adaptive generators against SAM's own, on the same weights and images.
 
@@ -65,6 +96,7 @@ def bench_superpixels_command(
         thresholds: of the official and the exact generator, as JSON; default: SAM's own, which a tiny SAM
             hardly passes: for the default study's SAM that study's.
         device: to measure on; by default the GPU if there is one, else the CPU.
+        out: a JSON file that keeps the figures with the commit, the machine and the versions.
     """
     from harness.images import read_rgb
     from harness.superpixels import open_sam
@@ -90,7 +122,7 @@ def bench_superpixels_command(
     arrays = [read_rgb(path) for path in images]
     model = open_sam(sam, kind, device=device)
     told |= bench_superpixels(model, arrays, points_per_side=points_per_side, options=chosen, thresholds=cuts)
-    _print({**told, "sam": sam.name})
+    _figures({**told, "sam": sam.name}, out)
 
 
 @bench.command(name="calibrate")
@@ -117,23 +149,21 @@ def calibrate_command(
         count: wanted mean; SVP reports about 40 on COCO photographs.
         source: a superpixel source.
         options: of the source, as JSON, besides ``option``.
-        sam: weights, for sources that use a SAM.
+        sam: weights, for sources that use a SAM; default: the tiny SAM of the default study, trained first
+            if there is none, with that study's options where they are not given.
         kind: of the weights.
         device: of that SAM; by default the GPU if there is one, else the CPU.
     """
     from dataclasses import asdict
 
-    from harness.discovery import load_source
     from harness.images import read_rgb
-    from harness.superpixels import open_sam
     from svp.superpixels.calibration import calibrate
 
-    chosen, given = load_source(source), json_module.loads(options)
+    chosen, given, model = _source(source, options, sam, kind, device)
     if option not in chosen.Config.model_fields:
         known = ", ".join(chosen.Config.model_fields)
         raise ValueError(f"superpixel source '{source}' has no option '{option}'; it has {known}")
     whole = "int" in str(chosen.Config.model_fields[option].annotation)
-    model = open_sam(sam, kind, device=device) if sam is not None else None
 
     def build(value: float) -> Any:
         return chosen(chosen.Config(**given | {option: round(value) if whole else value}), model)
@@ -164,15 +194,7 @@ def superpixels(
         kind: of the weights.
         device: of that SAM; by default the GPU if there is one, else the CPU.
     """
-    from harness.discovery import load_source
-    from harness.superpixels import open_sam
     from svp.overlay import superpixel_overlay
 
-    chosen, given = load_source(source), json_module.loads(options)
-    if chosen.needs_sam and sam is None:
-        from harness.tiny_sam import tiny_sam_and_scenes
-
-        own = tiny_sam_and_scenes(1)
-        sam, kind, given = own.folder, "tiny", own.options | given
-    model = open_sam(sam, kind, device=device) if sam is not None else None
+    chosen, given, model = _source(source, options, sam, kind, device)
     _print(superpixel_overlay(image, chosen(chosen.Config(**given), model), out))

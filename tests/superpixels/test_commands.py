@@ -60,11 +60,19 @@ def test_sam_without_weights_is_the_studys_with_its_options(tmp_path, monkeypatc
     assert json.loads(capsys.readouterr().out)["count"] == 0 and asked == [1, 1]
     draw(options=json.dumps(options), sam=folder)  # weights that are named need no study
     assert json.loads(capsys.readouterr().out) == told and len(asked) == 2
+    found = ["calibrate", str(tmp_path / "photo.png"), "--device", "cpu"]
+    span = ["--low", "-9", "--high", "-9", "--count", str(told["count"])]
+    bench([*found, *span], result_action="return_value")
+    calibrated = json.loads(capsys.readouterr().out)
+    assert calibrated["mean_count"] == told["count"] and len(asked) == 3
 
 
-def test_bench_projector_prints_one_json_value(capsys):
-    bench(["projector", "--superpixels", "3", "--repeats", "1"], result_action="return_value")
+def test_bench_projector_prints_one_json_value_and_keeps_it(tmp_path, capsys):
+    asked = ["projector", "--superpixels", "3", "--repeats", "1", "--out", str(tmp_path / "bench/it.json")]
+    bench(asked, result_action="return_value")
     told = json.loads(capsys.readouterr().out)
+    kept = json.loads((tmp_path / "bench/it.json").read_text())
+    assert kept["figures"] == told and {"command", "commit", "device", "versions"} <= kept.keys()
     parts = told["parameters"]
     assert parts["all"] == parts["sspe"] + parts["ssa"] + parts["mlp"]
 
