@@ -129,7 +129,7 @@ def _key(row: str) -> _Row:
 
 
 def _one(table: pd.DataFrame, row: _Row, where: str) -> pd.Series:
-    found = table[(table[list(ROW_KEY)].astype(str) == row).all(axis=1)]
+    found = table[(table[list(ROW_KEY)].astype(str) == list(row)).all(axis=1)]
     if found.empty:
         raise ValueError(f"{where} has no row {'.'.join(row)}")
     return found.iloc[0]
