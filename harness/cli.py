@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from importlib.metadata import entry_points, version
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from harness.commands.answer import answer
 from harness.commands.bench import bench
 from harness.commands.data import data, doctor
 from harness.commands.efficiency import efficiency
@@ -31,10 +31,6 @@ app = App(
 
 def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
-
-
-def _show(value: Any, as_json: bool, text: str) -> None:
-    sys.stdout.write((json.dumps(value, indent=2) if as_json else text) + "\n")
 
 
 @app.command
@@ -70,7 +66,7 @@ def plan(study: Path = Path("config/default.yaml"), *, json: bool = False) -> No
     from harness.study import read_study
 
     made = Plan.from_raw(read_study(study))
-    _show(made.as_json(), json, "\n".join([str(made.study_dir), *(f"  {run}" for run in made.runs)]))
+    answer(made.as_json(), json, "\n".join([str(made.study_dir), *(f"  {run}" for run in made.runs)]))
 
 
 @app.command
@@ -99,7 +95,7 @@ def projectors(*, json: bool = False) -> None:
         }
         for info in find_projectors().values()
     ]
-    _show(found, json, "\n".join(f"{p['name']:22} {p['kind']:10} {p['reference']}" for p in found))
+    answer(found, json, "\n".join(f"{p['name']:22} {p['kind']:10} {p['reference']}" for p in found))
 
 
 @app.command(name="new-projector")

@@ -9,13 +9,11 @@ from typing import Any, Literal
 
 from cyclopts import App
 
+from harness.commands.answer import answer
+
 __all__ = ["bench", "superpixels"]
 
 bench = App(name="bench", help="Measure the generator of superpixels and the parts of the projector.")
-
-
-def _print(value: Any) -> None:
-    sys.stdout.write(json_module.dumps(value, indent=2) + "\n")
 
 
 def _figures(value: dict[str, Any], out: Path | None) -> None:
@@ -25,7 +23,7 @@ def _figures(value: dict[str, Any], out: Path | None) -> None:
         from harness.snapshot import provenance_of
 
         write_json(out, {**provenance_of(" ".join(["svp", *sys.argv[1:]])), "figures": value})
-    _print(value)
+    answer(value, as_json=True)
 
 
 def _source(name: str, options: str, sam: Path | None, kind: str, device: str | None) -> tuple[Any, Any, Any]:
@@ -169,7 +167,7 @@ def calibrate_command(
         return chosen(chosen.Config(**given | {option: round(value) if whole else value}), model)
 
     found = calibrate(build, [read_rgb(path) for path in images], count, low=low, high=high)
-    _print({"option": option, **asdict(found)})
+    answer({"option": option, **asdict(found)}, as_json=True)
 
 
 def superpixels(
@@ -197,4 +195,4 @@ def superpixels(
     from svp.overlay import superpixel_overlay
 
     chosen, given, model = _source(source, options, sam, kind, device)
-    _print(superpixel_overlay(image, chosen(chosen.Config(**given), model), out))
+    answer(superpixel_overlay(image, chosen(chosen.Config(**given), model), out), as_json=True)

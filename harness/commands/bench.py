@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_module
-import sys
 import tempfile
 from pathlib import Path
 
 from cyclopts import App
+
+from harness.commands.answer import answer
 
 __all__ = ["bench"]
 
@@ -21,7 +21,7 @@ def _bench(name: str, study: Path, folder: Path | None, as_json: bool) -> None:
         found = getattr(measures, f"bench_{name}")(study, folder or Path(fresh))
     speed, apart = found["speedup"], found["max_abs_diff"]
     text = f"{found['row']}: {speed:.2f} times as fast, largest difference {apart:.2g}"
-    sys.stdout.write((json_module.dumps(found, indent=2) if as_json else text) + "\n")
+    answer(found, as_json, text)
 
 
 @bench.command(name="cache")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App
 
+from harness.commands.answer import answer
 from harness.commands.protocols import overlap
 
 if TYPE_CHECKING:
@@ -27,11 +27,8 @@ def _say(text: str) -> None:
 
 def _report(findings: list[Finding], as_json: bool) -> int:
     """Print one line a finding; 0 where all is well, 2 where something is missing or wrong."""
-    if as_json:
-        text = json_module.dumps({"findings": [asdict(f) for f in findings]}, indent=2)
-    else:
-        text = "\n".join(f"{f.status:8} {f.check}" + (f"  -> {f.mend}" if f.mend else "") for f in findings)
-    sys.stdout.write(text + "\n")
+    text = "\n".join(f"{f.status:8} {f.check}" + (f"  -> {f.mend}" if f.mend else "") for f in findings)
+    answer({"findings": [asdict(f) for f in findings]}, as_json, text)
     return 2 if any(f.status in ("missing", "wrong") for f in findings) else 0
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json as json_module
 import re
-import sys
 from pathlib import Path
+
+from harness.commands.answer import answer
 
 __all__ = ["efficiency"]
 
@@ -48,9 +49,6 @@ def efficiency(
     table = one.pivot(index=row, columns="case", values="median_ms").rename(columns="{}_ms".format)
     table = relative.merge(table.reset_index(), on=row).merge(parameters[[*row, "parameters"]], on=row)
     table = table[[*row, "cold_ms", "cached_ms", "speedup_infer", "speedup_train", "parameters"]]
-    if json:
-        value = {"out": str(folder), **made_by, "rows": json_module.loads(table.to_json(orient="records"))}
-        sys.stdout.write(json_module.dumps(value, indent=2) + "\n")
-    else:
-        shown = table.to_string(index=False, float_format=lambda v: f"{v:.2f}")
-        sys.stdout.write(f"{shown}\none image at a time, milliseconds; {made_by['device']}; {folder}\n")
+    value = {"out": str(folder), **made_by, "rows": json_module.loads(table.to_json(orient="records"))}
+    shown = table.to_string(index=False, float_format=lambda v: f"{v:.2f}")
+    answer(value, json, f"{shown}\none image at a time, milliseconds; {made_by['device']}; {folder}")

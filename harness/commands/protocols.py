@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json as json_module
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from harness.commands.answer import answer
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["overlap", "protocols", "verify"]
-
-
-def _print(value: Any, as_json: bool, text: str) -> None:
-    sys.stdout.write((json_module.dumps(value, indent=2) if as_json else text) + "\n")
 
 
 def _table(frame: pd.DataFrame) -> str:
@@ -47,7 +43,7 @@ def protocols(
         write_csv(out / f"{name}.csv", frame)
     write_json(out / "provenance.json", provenance_of(f"svp protocols TEXTS --reruns {reruns}"))
     value = {name: frame.to_dict("records") for name, frame in tables.items()}
-    _print(value, json, "\n\n".join(_table(frame) for frame in tables.values() if len(frame)))
+    answer(value, json, "\n\n".join(_table(frame) for frame in tables.values() if len(frame)))
 
 
 def verify(
@@ -100,7 +96,7 @@ def verify(
         f"{len(met)} of {len(scores)} published values met; {open_} cannot be held against anything here, "
         "as their protocol is unknown or was not run"
     )
-    _print({"scores": scores, "counts": counts}, json, "\n".join(lines))
+    answer({"scores": scores, "counts": counts}, json, "\n".join(lines))
     return 2 if any(not c["met"] for c in counts) or not (scores or counts) else 0
 
 
@@ -128,4 +124,4 @@ def overlap(study: Path = Path("config/default.yaml"), *, json: bool = False) ->
     if not frames:
         raise ValueError(f"{study} reads no REFER data; name a study that does, such as config/paper.yaml")
     table = pd.concat(frames, ignore_index=True)
-    _print(table.to_dict("records"), json, _table(table))
+    answer(table.to_dict("records"), json, _table(table))

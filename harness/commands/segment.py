@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json as json_module
-import sys
 from pathlib import Path
+
+from harness.commands.answer import answer
 
 __all__ = ["segment"]
 
@@ -50,4 +50,4 @@ def segment(
     value = {"visual_tokens": found.visual_tokens, "masks": told, "out": [str(path) for path in paths]}
     lines = [f"{t['expression']}: {100 * t['area']:.1f} % of the image" for t in told]  # type: ignore[operator]
     text = "\n".join([*lines, f"{found.visual_tokens} visual tokens; drawn in {paths[0]}"])
-    sys.stdout.write((json_module.dumps(value, indent=2) if json else text) + "\n")
+    answer(value, json, text)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_module
-import sys
 from pathlib import Path
 from typing import Literal
 
 from cyclopts import App
+
+from harness.commands.answer import answer
 
 __all__ = ["weights"]
 
@@ -35,4 +35,4 @@ def convert(
         shapes = sam_model_registry[sam](checkpoint=None)
     found = convert_checkpoint(source, out, shapes).as_json()
     lines = [f"{name}: {value}" for name, value in found["counts"].items()]
-    sys.stdout.write((json_module.dumps(found, indent=2) if json else "\n".join(lines)) + "\n")
+    answer(found, json, "\n".join(lines))
