@@ -283,12 +283,17 @@ def main_markdown(
     return "\n".join(lines)
 
 
-def main_tex(main: pd.DataFrame, overall: pd.DataFrame, context: ReportContext) -> str:
-    r"""The main table in LaTeX (``booktabs``, ``graphicx``), one ``table*`` for each protocol."""
+def main_tex(
+    main: pd.DataFrame, overall: pd.DataFrame, context: ReportContext, notes: list[str] | None = None
+) -> str:
+    r"""The main table in LaTeX (``booktabs``, ``graphicx``), one ``table*`` for each protocol.
+
+    Arguments as of :func:`main_markdown`; what stands there under the table ends the caption here.
+    """
     out = [r"% needs \usepackage{booktabs, graphicx}"]
     for protocol, part in main.groupby("protocol", sort=True):
         frame = _wide(part, overall[overall["protocol"].eq(protocol)], context, _TEX)
-        words = " ".join([caption(part, context), *_footnotes(part, context)])
+        words = " ".join([caption(part, context), *_footnotes(part, context), *(notes or [])])
         styler = frame.style.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
         text = styler.to_latex(
             hrules=True,

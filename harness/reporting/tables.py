@@ -176,5 +176,5 @@ def tables_stage(
     if context.data == "real" and context.published:
         markdown += "".join("\n\n" + published_markdown(context.published, main, m) for m in ("giou", "ciou"))
     write_text(out / "main.md", markdown)
-    write_text(out / "main.tex", main_tex(main, overall, context))
+    write_text(out / "main.tex", main_tex(main, overall, context, notes))
     write_text(out / "context.json", canonical_context(context))

@@ -328,6 +328,8 @@ def test_learning_rates_and_tokens_inside_the_language_model_are_told(made_up, t
     label = head["projector"] if head["variant"] == "base" else f"{head['projector']} ({head['variant']})"
     assert cell(text, label, "learning rate searched") == "0.0009"
     assert cell(text, label, "tokens mean [p5, p95]").endswith(", 171.0 over layers")
+    latex = (tmp_path / "t" / "main.tex").read_text()
+    assert "learns at 4 token counts in each step" in " ".join(latex.split())
     assert text.count("token counts in each step") == 1 and f"- {label} learns at 4 token counts" in text
 
 
