@@ -8,6 +8,7 @@ or failures, never where the data is too small to rank anything.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -309,6 +310,8 @@ def main_tex(
         )
         small = "\\centering\n\\scriptsize\n\\setlength{\\tabcolsep}{2.5pt}\n"
         text = text.replace("\\centering\n", small, 1)
+        # pandas draws lines that touch the text, and one more at the table's end
+        text = re.sub(r"\\cline\{[\d-]+\}\n(\\bottomrule)?", lambda m: m[1] or "\\midrule\n", text)
         text = text.replace("\\begin{tabular}", "\\resizebox{\\textwidth}{!}{\\begin{tabular}", 1)
         out.append(text.replace("\\end{tabular}", "\\end{tabular}}", 1))
     return "\n".join(out)
@@ -325,6 +328,8 @@ _TEX_SIGNS = {
     "†": r"$^\dagger$",
     "–": "--",
     "…": r"\ldots{}",
+    "<": "$<$",
+    ">": "$>$",
 }
 
 

@@ -232,8 +232,11 @@ def test_small_real_data_ranks_nothing(made_up, tmp_path):
 
 def test_latex_is_well_formed(tables):
     text = (tables / "main.tex").read_text()
-    for rule in ("\\toprule", "\\midrule", "\\bottomrule", "\\begin{table*}", "\\resizebox"):
+    for rule in ("\\toprule", "\\bottomrule", "\\begin{table*}", "\\resizebox"):
         assert text.count(rule) == 1
+    groups = len(set(re.findall(r"^\| \*(.+?)\* \|", (tables / "main.md").read_text(), re.M)))
+    # one below the head and one between groups, of booktabs alone
+    assert groups > 1 and text.count("\\midrule") == groups and "\\cline" not in text
     depth = 0
     for sign in re.findall(r"(?<!\\)[{}]", text):
         depth += 1 if sign == "{" else -1
