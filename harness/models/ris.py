@@ -98,6 +98,10 @@ def fit_start(head: nn.Sequential, states: Tensor, wanted: Tensor) -> None:
         inputs = activation(layer(inputs))
 
 
+def _contiguous(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].contiguous(),)
+
+
 class RISModel(nn.Module):
     """Referring image segmentation with a projector between frozen features and a language model."""
 
@@ -128,6 +132,8 @@ class RISModel(nn.Module):
         width, prompt_width = language.config.hidden_size, sam.prompt_encoder.embed_dim
         self.seg_head = make_seg_head(width, prompt_width)
         self.sam = sam.requires_grad_(False)
+        # Up-scaling begins on a transposed view, whose layout gradients do not share: 5 % of a step on a CPU.
+        sam.mask_decoder.output_upscaling.register_forward_pre_hook(_contiguous)
         # Frozen weights and activations may be of half precision; what learns never is.
         self.compute: torch.dtype = language.dtype
         for _, tensor in self._trained():

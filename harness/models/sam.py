@@ -82,13 +82,7 @@ def build_tiny_sam(size: TinySamSize) -> Sam:
         iou_head_depth=3,
         iou_head_hidden_dim=size.prompt_width,
     )
-    # Up-scaling begins on a transposed view, whose layout its gradients do not share: 5 % of a training step.
-    decoder.output_upscaling.register_forward_pre_hook(_contiguous)
     return Sam(encoder, prompts, decoder)
-
-
-def _contiguous(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    return (inputs[0].contiguous(),)
 
 
 def save_tiny_sam(sam: Sam, size: TinySamSize, folder: Path | str) -> None:

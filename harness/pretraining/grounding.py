@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -19,7 +19,7 @@ from harness.config import PretrainConfig, RunConfig
 from harness.models.losses import bce_loss, dice_loss
 from harness.models.ris import fit_start, make_seg_head
 from harness.models.sam import decode_masks, load_sam, region_embeddings, sam_input
-from harness.pretraining.optimise import optimise, split_matrices
+from harness.pretraining.optimise import optimise
 from harness.pretraining.pool import Pool
 from harness.pretraining.telling import asked, naming, story_slots, told_states
 from harness.seeds import forked_rng, numpy_generator
@@ -96,19 +96,8 @@ def pretrain_grounding(
 
     decoder = sam.mask_decoder.requires_grad_(True)
     language.requires_grad_(True)
-    blocks = nn.ModuleList([language.model.layers, decoder.transformer])
-    matrices, others = split_matrices(blocks, language, head, decoder)
-    summary = optimise(
-        "start",
-        others,
-        config.start_steps,
-        config.learning_rate,
-        step_loss,
-        config.seed,
-        matrices,
-        # both come trained: at the full rate the language model forgets what it knew
-        matrix_rate=0.01,
-    )
+    parameters = [*language.parameters(), *head.parameters(), *decoder.parameters()]
+    summary = optimise("start", parameters, config.start_steps, config.learning_rate, step_loss, config.seed)
     language.save_pretrained(out_dir)
     tokenizer.save_pretrained(out_dir)
     named = {"seg_head": head, "mask_decoder": decoder}

@@ -13,6 +13,8 @@ from harness.seeds import numpy_generator
 
 __all__ = ["Muon", "optimise", "orthogonalised", "split_matrices"]
 
+_MUON_RATE = 0.02
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised by Newton-Schulz iterations (Jordan 2024, github.com/KellerJordan/Muon).
@@ -63,7 +65,6 @@ def optimise(
     step_loss: Callable[[int, np.random.Generator], tuple[Tensor, dict[str, float]]],
     seed: int,
     matrices: list[nn.Parameter] | None = None,
-    matrix_rate: float = 0.02,
 ) -> dict[str, float]:
     """AdamW, or Muon for ``matrices``, with a one-cycle schedule.
 
@@ -75,7 +76,6 @@ def optimise(
         step_loss: ``(step, rng)`` to the loss and values to log.
         seed: of the random stream.
         matrices: hidden ``[out, in]`` weights, which Muon brings further in as many steps.
-        matrix_rate: Muon's peak learning rate; its own default from random weights, less from trained ones.
 
     Returns:
         The mean of each logged value over the last tenth of the steps.
@@ -84,7 +84,7 @@ def optimise(
         torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     ]
     if matrices:
-        optimizers.append(Muon(matrices, matrix_rate))
+        optimizers.append(Muon(matrices, _MUON_RATE))
         parameters = [*parameters, *matrices]
     schedules = [
         torch.optim.lr_scheduler.OneCycleLR(

@@ -175,11 +175,8 @@ def _prompted(sam: Sam, pixels: Tensor, pool: Pool, config: PretrainConfig) -> d
         named, region_iou = masks_of(*decode_masks(sam, embeddings, prompts), meant[:, 0], balance)
         return clicked + named, {"iou": iou.item(), "region_iou": region_iou.item()}
 
-    decoder = sam.mask_decoder
-    matrices, others = split_matrices(decoder.transformer, sam.prompt_encoder, decoder)
-    return optimise(
-        "sam", others, config.sam_steps, config.sam_learning_rate, step_loss, config.seed, matrices
-    )
+    parameters = [*sam.prompt_encoder.parameters(), *sam.mask_decoder.parameters()]
+    return optimise("sam", parameters, config.sam_steps, config.sam_learning_rate, step_loss, config.seed)
 
 
 def _balanced_bce(logits: Tensor, target: Tensor, balance: float) -> Tensor:
