@@ -363,11 +363,12 @@ class StudyConfig(Strict):
         study: name, and the folder under ``results/``.
         title: one line above the tables.
         notes: sentences printed under the tables (what the data is, what it cannot show).
-        effort: ``quick`` applies ``config/parts/effort/quick.yaml``, takes the first seed alone and the
-            default learning rate, leaves out ``full_budgets``, and the tables say so.
+        effort: ``quick`` applies ``config/parts/effort/quick.yaml``, takes the default
+            learning rate, leaves out ``full_seeds`` and ``full_budgets``, and the tables say so.
         data, models, superpixels, training, protocol: parts by name.
         rows: what is compared, in the order of the table.
         seeds: repetitions.
+        full_seeds: further ones, left out at ``effort: quick``.
         tuning: the learning-rate search; without, rows train at the recipe's rate.
         splits: ``dataset/split`` to evaluate; empty means all but ``train``.
         set: flat deltas, ``block.key: value``.
@@ -389,6 +390,7 @@ class StudyConfig(Strict):
     protocol: str
     rows: tuple[Row, ...]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    full_seeds: tuple[int, ...] = ()
     tuning: TuningConfig | None = None
     splits: tuple[str, ...] = ()
     set: dict[str, Any] = {}

@@ -117,8 +117,9 @@ def load_study(raw: Mapping[str, Any]) -> StudyConfig:
     except ValidationError as error:
         raise _explain(error, "config") from error
     if study.effort == "quick":
-        study = study.model_copy(update={"seeds": study.seeds[:1], "tuning": None})
-    return study
+        return study.model_copy(update={"full_seeds": (), "tuning": None})
+    seeds = tuple(dict.fromkeys((*study.seeds, *study.full_seeds)))
+    return study.model_copy(update={"seeds": seeds, "full_seeds": ()})
 
 
 def row_names(projector: str, variant: str) -> tuple[str, ...]:

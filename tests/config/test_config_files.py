@@ -89,11 +89,13 @@ def test_budgets_may_be_shares_of_the_patches_and_lists():
     assert [r.budget for r in default(rows=rows, set=larger)] == [None, 144, 4]
 
 
-def test_quick_takes_the_first_seed_and_searches_nothing():
-    changes = {"seeds": [4, 5], "tuning": {"factors": [1, 3]}, "rows": ["mlp"]}
+def test_quick_leaves_out_full_seeds_and_searches_nothing(tmp_path):
+    changes = {"seeds": [4, 6], "full_seeds": [5, 4], "tuning": {"factors": [1, 3]}, "rows": ["mlp"]}
     quick, full = (Plan.from_raw({**merged(), **changes, "effort": e}, ROOT) for e in ("quick", "full"))
-    assert [run.seed for run in quick.runs.values()] == [4] and not quick.trials
-    assert [run.seed for run in full.runs.values()] == [4, 5] and full.trials
+    assert [run.seed for run in quick.runs.values()] == [4, 6] and not quick.trials
+    assert [run.seed for run in full.runs.values()] == [4, 6, 5] and full.trials
+    full.save(tmp_path / "config.json")  # and read again by every job
+    assert [run.seed for run in Plan.load(tmp_path / "config.json").runs.values()] == [4, 6, 5]
 
 
 def test_the_main_study_holds_every_projector():
