@@ -1,10 +1,22 @@
 """Claims are measured in the snapshots' tables, and the verdict follows from interval and bar alone."""
 
+import math
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
-from harness.reporting.claims import Check, Claim, Finding, claims_page, find, rank_interval, read_claims
+from harness.reporting.claims import (
+    Check,
+    Claim,
+    Finding,
+    claims_page,
+    find,
+    rank_interval,
+    read_claims,
+    retraining,
+)
 from harness.reporting.context import read_csv
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +78,40 @@ def test_a_rank_correlation_gets_its_interval(reference):
     # made up: a token more for every object
     found = measured(reference, measure="tokens_follow_objects", row="segments")
     assert found[:3] == (1, 1, 1) and found.verdict(0) == "reproduced here"
+
+
+@pytest.fixture
+def seeds(reference, tmp_path):
+    """The reference, with a study of three seeds of one row, two of another and one of a third."""
+    folder = shutil.copytree(reference, tmp_path / "with_seeds")
+    tables = folder / "seeds" / "tables"
+    tables.mkdir(parents=True)
+    rows = ["full,3,0.003", "full,2,0.004", "full,1,", "sampled,3,0.5"]
+    (tables / "overall.csv").write_text("\n".join(["protocol,seed_count,giou_sd", *rows]) + "\n")
+    return folder
+
+
+def test_training_again_widens_the_interval_of_rows_trained_once(reference, seeds):
+    assert retraining(reference / "seeds") is None
+    again = retraining(seeds / "seeds")
+    # variances 9e-6 and 16e-6 at 2 and 1 degrees of freedom; Student's t of 3 at 0.975 is 3.182 (any table)
+    assert again.sd == pytest.approx((34e-6 / 3) ** 0.5) and again.freedom == 3
+    assert again.half == pytest.approx(3.182 * (2 * 34e-6 / 3) ** 0.5, rel=1e-3)
+    wide = Finding(0.07, 0.04, 0.09, "x").widened(0.04)
+    assert (wide.value, wide.low, wide.high) == pytest.approx((0.07, 0.02, 0.07 + 0.002**0.5))
+    test = {"measure": "giou", "row": "dense", "minus": ["pool..9"], "at_least": 0.03, "study": "default"}
+    claim = Claim(claim="better", published="+3", test=test)
+    before, after = (claims_page([claim], folder) for folder in (reference, seeds))
+    said = "standard deviation of 0.34 points (3 degrees of freedom)"
+    assert said in " ".join(after.split()) and "degrees of freedom" not in before
+    narrow, wider = (
+        [float(x) for x in re.search(r"\+([\d.]+) \[\+([\d.]+), \+([\d.]+)\]", page).groups()]
+        for page in (before, after)
+    )
+    half = 100 * again.half
+    assert narrow[0] == wider[0]
+    assert wider[1] == pytest.approx(wider[0] - math.hypot(narrow[0] - narrow[1], half), abs=0.11)
+    assert wider[2] == pytest.approx(wider[0] + math.hypot(narrow[2] - narrow[0], half), abs=0.11)
 
 
 def test_the_page_says_what_is_not_measured_and_why(reference):
