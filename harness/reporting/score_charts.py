@@ -11,6 +11,8 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -32,6 +34,8 @@ from harness.reporting.style import PALETTE, Look
 __all__ = ["per_split", "phenomena"]
 
 _MARKS = ("o", "D", "^", "s", "v", "P")
+_HATCHES = ("", "////", "....", "xxxx")
+_COLUMNS = 5
 
 
 class _Panel(NamedTuple):
@@ -44,6 +48,24 @@ class _Panel(NamedTuple):
     names: Sequence[str]
 
 
+def _fill(row: Row, rows: list[Row], look: Mapping[str, Look], context: ReportContext) -> tuple[str, str]:
+    """Face and hatch of a bar.
+
+    Variants of a projector are shades of its colour, or colours of their own where it is alone in the study;
+    those of a control are hatched.
+    """
+    variants = [r for r in rows if r[0] == row[0]]
+    place = variants.index(row)
+    if row[0] in context.controls:
+        return "white", _HATCHES[place % len(_HATCHES)]
+    own = look[row[0]].color
+    if len({r[0] for r in rows} - set(context.controls)) == 1:
+        others = [color for color in PALETTE if color != own]
+        return [own, *others][place % len(PALETTE)], ""
+    # from the colour itself to a quarter of it
+    return sns.light_palette(own, 4 * len(variants), reverse=True)[3 * place], ""
+
+
 def _bars(
     axes: Axes, panel: _Panel, rows: list[Row], look: Mapping[str, Look], context: ReportContext
 ) -> None:
@@ -52,15 +74,13 @@ def _bars(
         part = select(panel.table, row).set_index(panel.column).reindex(list(panel.values))
         x = np.arange(len(panel.values)) + (k - (len(rows) - 1) / 2) * width
         control = row[0] in context.controls
-        color = look[row[0]].color
-        variants = [r for r in rows if r[0] == row[0]]
-        hatch = ("", "////", "....", "xxxx")[variants.index(row) % 4]
+        face, hatch = _fill(row, rows, look, context)
         axes.bar(
             x,
             part["giou"],
             width * (0.8 if control else 0.9),
-            color="white" if control else color,
-            edgecolor=color if control else "white",
+            color=face,
+            edgecolor=look[row[0]].color if control else "white",
             hatch=hatch,
             linewidth=1.0 if control else 0.4,
             label=label_of(row),
@@ -69,7 +89,6 @@ def _bars(
     axes.set_xticks(range(len(panel.values)), list(panel.names))
     axes.grid(axis="x", visible=False)
     axes.tick_params(axis="x", length=0)
-    axes.set_ylim(0, None)
     percent_axis(axes.yaxis)
 
 
@@ -131,10 +150,23 @@ def _chart(panels: list[_Panel], look: Mapping[str, Look], context: ReportContex
         handles = [Line2D([], [], ls="", marker=m, color=c, ms=4.5) for m, c in marks.values()]
     else:
         grid[0][0].set_ylabel(measure)
+        grid[0][0].set_ylim(0, None)  # when all panels are drawn, which share it
         handles, names = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=min(5, len(names)))
+    _legend(figure, handles, names)
     footer(figure, context, "Whiskers: 95 % bootstrap over images. Hollow: controls.")
     return figure
+
+
+def _legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> None:
+    """Above the panels, to be read line by line, where matplotlib fills it column by column."""
+    columns = -(-len(names) // -(-len(names) // _COLUMNS))
+    order = [k for first in range(columns) for k in range(first, len(names), columns)]
+    figure.legend(
+        [handles[k] for k in order],
+        [names[k] for k in order],
+        loc="outside upper center",
+        ncols=columns,
+    )
 
 
 def per_split(scores: pd.DataFrame, look: Mapping[str, Look], context: ReportContext) -> Figure:

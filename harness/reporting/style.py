@@ -27,7 +27,7 @@ PALETTE = (
 )
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 # Rows of most studies choose their colours before others do, and look the same in all of them.
-_FIRST = ("svp", "mlp", "avg_pool", "oracle")
+_FIRST = {"svp": 3, "mlp": 4, "avg_pool": 5, "oracle": 6}
 INK = "#222222"
 MUTED = "#8A8A8A"
 _RC: dict[str, Any] = {
@@ -93,7 +93,7 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     for name in [*own, *sorted(names - set(own), key=_slot)]:
         if len(taken) == len(PALETTE):
             taken = []
-        color = _slot(name) % len(PALETTE)
+        color = _FIRST.get(name, _slot(name)) % len(PALETTE)
         while color in taken:
             color = (color + 1) % len(PALETTE)
         taken.append(color)

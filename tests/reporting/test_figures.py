@@ -99,6 +99,29 @@ def test_many_rows_have_a_line_each_where_the_table_says(tables):
     plt.close(figure)
 
 
+def test_six_variants_are_told_apart_and_no_whisker_is_cut(tables):
+    scores = read_csv(tables / "scores.csv")
+    one = scores[scores["projector"] == scores["projector"].iloc[0]]
+    names = ["base", "b", "c", "d", "e", "f"]
+    scores = pd.concat([one.assign(variant=name) for name in names], ignore_index=True)
+    scores.loc[scores["dataset"] == scores["dataset"].iloc[-1], "giou_high"] += 0.3  # in the last panel alone
+    context = ReportContext.checked(json.loads((tables / "context.json").read_text()))
+    with house_style():
+        figure = per_split(scores, looks(scores["projector"]), context)
+        figure.canvas.draw()
+    first = figure.axes[0]
+    bars = {c.get_label(): c.patches[0] for c in first.containers if hasattr(c, "patches")}
+    assert len({(bar.get_facecolor(), bar.get_hatch()) for bar in bars.values()}) == len(names)
+    assert all(axes.get_ylim()[1] > scores["giou_high"].max() for axes in figure.axes)
+    (legend,) = figure.legends
+    columns = legend._ncols
+    told = [text.get_text() for text in legend.get_texts()]
+    rows = -(-len(told) // columns)
+    read = [told[c * rows + r] for r in range(rows) for c in range(columns)]  # six in columns of one height
+    assert read == list(bars)
+    plt.close(figure)
+
+
 def marks(axes):
     return [line for line in axes.lines if line.get_marker() not in ("None", "|", "_", "")]
 
@@ -196,7 +219,11 @@ def test_looks_are_stable_and_distinct():
     assert looks(["projector3", "projector3"])["projector3"] == alone
     assert len(looks([f"p{k}" for k in range(25)])) == 25
     # SVP looks alike in every study, whoever stands beside it
-    assert {looks(["svp", f"p{k}", f"p{k + 1}"])["svp"] for k in range(40)} == {looks(["svp"])["svp"]}
+    known = ["svp", "mlp", "avg_pool", "oracle"]
+    together = looks(known)
+    assert len({look.color for look in together.values()}) == 4
+    for name in known:  # alone or beside any others
+        assert {looks([name, f"p{k}", f"p{k + 1}"])[name] for k in range(40)} == {together[name]}
 
 
 def test_logs_are_read_as_written(tmp_path):
