@@ -34,7 +34,7 @@ from harness.reporting.style import PALETTE, Look
 __all__ = ["per_split", "phenomena"]
 
 _MARKS = ("o", "D", "^", "s", "v", "P")
-_HATCHES = ("", "////", "....", "xxxx")
+_HATCHES = ("", "////", "....", "xxxx", "----", "\\\\\\\\", "++++", "oo")
 _COLUMNS = 5
 
 
