@@ -9,16 +9,13 @@ from typing import Literal, NamedTuple
 import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from scipy import stats
 
 from harness.files import read_json
 from harness.reporting.context import ROW_KEY, ReportContext, read_csv, row_label, write_text
 from harness.reporting.digest import differences_to
+from harness.reporting.retraining import retraining
 
-__all__ = [
-    *("Check", "Claim", "Finding", "Retraining"),
-    *("claims_page", "find", "rank_interval", "read_claims", "retraining", "write_claims"),
-]
+__all__ = ["Check", "Claim", "Finding", "claims_page", "find", "rank_interval", "read_claims", "write_claims"]
 
 _HEAD = """# The paper's claims, held against the snapshots
 
@@ -26,10 +23,6 @@ Written by `svp snapshot` from `results/published/claims.yaml` and the tables of
 was found is typed. A claim is *reproduced here* where the whole 95 % interval lies at or above its bar, *not
 reproduced here* where it lies below, and *not told apart* where the bar lies inside. Here means: on synthetic
 scenes, with tiny models, at the effort and on the device named below. It says nothing about RefCOCO.
-"""
-_AGAIN = """Intervals of gIoU hold both what other images and what training again would change: rows are
-trained once, and between the seeds of study [seeds](seeds/tables/main.md) a row's mean gIoU has a standard
-deviation of {:.2f} points ({} degrees of freedom), which leaves a difference of two rows open by ±{:.1f}.
 """
 _MEASURES = {
     "giou": "gIoU minus {other}",
@@ -114,36 +107,6 @@ class Finding(NamedTuple):
         if self.low >= at_least:
             return "reproduced here"
         return "not reproduced here" if self.high < at_least else "not told apart"
-
-
-class Retraining(NamedTuple):
-    """How far training a row again, from another seed, moves its mean gIoU.
-
-    Attributes:
-        sd: of one row between seeds, pooled over rows.
-        freedom: degrees of freedom behind it.
-    """
-
-    sd: float
-    freedom: int
-
-    @property
-    def half(self) -> float:
-        """Of the 95 % interval of a difference of two rows trained once (Student's t)."""
-        return float(stats.t.ppf(0.975, self.freedom)) * math.sqrt(2) * self.sd
-
-
-def retraining(snapshot: Path) -> Retraining | None:
-    """From a study of several seeds; ``None`` without one."""
-    file = snapshot / "tables" / "overall.csv"
-    if not file.is_file():
-        return None
-    rows = read_csv(file)
-    rows = rows[rows["protocol"].eq(rows["protocol"].iloc[0]) & (rows["seed_count"] > 1)]
-    freedom = rows["seed_count"].astype(int) - 1
-    if rows.empty:
-        return None
-    return Retraining(math.sqrt((freedom * rows["giou_sd"] ** 2).sum() / freedom.sum()), int(freedom.sum()))
 
 
 def read_claims(path: Path | str) -> list[Claim]:
@@ -279,7 +242,7 @@ def claims_page(claims: list[Claim], reference: Path) -> str:
         by = read_json(reference / study / "provenance.json")
         effort = ReportContext.checked(read_json(reference / study / "tables" / "context.json")).effort
         made.append(f"- {study}: effort {effort}, commit {by['commit'][:7]}, on {by['device']}")
-    spread = [_AGAIN.format(100 * again.sd, again.freedom, 100 * again.half)] if again else []
+    spread = [f"Intervals of gIoU hold what training again would change too. {again.told}\n"] if again else []
     return "\n".join([_HEAD, *spread, *lines, "", *made]) + "\n"
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from harness.files import read_json
 from harness.reporting.context import ROW_KEY, ReportContext, read_csv, records, row_label, write_text
+from harness.reporting.retraining import retraining
 
 __all__ = ["differences_to", "digest", "write_digest"]
 
@@ -77,7 +78,10 @@ def digest(snapshot: Path) -> str:
 def write_digest(reference: Path) -> Path:
     """Write ``README.md`` over all snapshots in ``reference``, the default study first."""
     found = [path.parent for path in reference.glob("*/tables") if (path / "context.json").is_file()]
-    found.sort(key=lambda folder: (folder.name != "default", folder.name != "main", folder.name))
+    first = ["default", "main", "seeds"]
+    found.sort(key=lambda folder: (*(folder.name != name for name in first), folder.name))
     out = reference / "README.md"
-    write_text(out, "\n".join([_HEAD, *map(digest, found)]))
+    again = retraining(reference / "seeds")
+    spread = [f"Intervals leave out what training again would change. {again.told}\n"] if again else []
+    write_text(out, "\n".join([_HEAD, *spread, *map(digest, found)]))
     return out

@@ -15,9 +15,9 @@ from harness.reporting.claims import (
     find,
     rank_interval,
     read_claims,
-    retraining,
 )
 from harness.reporting.context import read_csv
+from harness.reporting.retraining import retraining
 
 ROOT = Path(__file__).resolve().parents[2]
 
