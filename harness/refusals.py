@@ -11,6 +11,7 @@ from harness.discovery import load_projector, load_source
 from harness.files import read_json
 from harness.plan import Plan
 from harness.projector import Interface
+from harness.superpixel_stage import source_options
 
 __all__ = ["refusals"]
 
@@ -29,7 +30,7 @@ def _refusal(plan: Plan, run: RunConfig) -> str | None:
     try:
         config = projector.Config(**run.config)
         if run.superpixels is not None:
-            load_source(run.superpixels.source).Config(**run.superpixels.options)
+            source_options(plan, run, load_source(run.superpixels.source))
     except ValidationError as error:
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"

@@ -20,10 +20,24 @@ from harness.files import digest, write_json
 from harness.images import read_rgb
 from harness.plan import Plan
 from harness.superpixel_store import FORMAT_VERSION, encode_image, read_shard_rows, summarise, write_shard
-from harness.superpixels import SuperpixelSource, open_sam
+from harness.superpixels import SuperpixelConfig, SuperpixelSource, open_sam
 from harness.triggers import superpixel_trigger
 
-__all__ = ["build_source", "superpixel_stage", "write_superpixels"]
+__all__ = ["build_source", "source_options", "superpixel_stage", "write_superpixels"]
+
+
+def source_options(plan: Plan, run: RunConfig, source: type[SuperpixelSource]) -> SuperpixelConfig:
+    """The options of a run's superpixels, checked by their source.
+
+    Raises:
+        pydantic.ValidationError: one is unknown or wrong.
+    """
+    assert run.superpixels is not None
+    values = dict(run.superpixels.options)
+    if "annotations" in source.Config.model_fields:
+        # An oracle looks masks up in the tables of the run's own data, unless it names others.
+        values.setdefault("annotations", plan.prepared_dir(run) / "annotations.parquet")
+    return source.Config(**values)
 
 
 def build_source(plan: Plan, run: RunConfig) -> SuperpixelSource:
@@ -31,7 +45,7 @@ def build_source(plan: Plan, run: RunConfig) -> SuperpixelSource:
 
     Args:
         plan: the study.
-        run: names the source and the SAM; a source that looks annotations up reads those of its data.
+        run: names the source and the SAM.
 
     Raises:
         ValueError: the run uses no superpixels, or an option is unknown or wrong.
@@ -40,12 +54,8 @@ def build_source(plan: Plan, run: RunConfig) -> SuperpixelSource:
     if config is None:
         raise ValueError(f"{run.id} uses no superpixels")
     source_class = load_source(config.source)
-    values = dict(config.options)
-    if "annotations" in source_class.Config.model_fields:
-        # An oracle looks masks up in the tables of the run's own data, unless it names others.
-        values.setdefault("annotations", plan.prepared_dir(run) / "annotations.parquet")
     try:
-        options = source_class.Config(**values)
+        options = source_options(plan, run, source_class)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(p) for p in first["loc"])

@@ -211,6 +211,15 @@ def test_what_a_projector_refuses_is_found_before_it_is_trained():
     assert "ssa_heads 7" in found["svp.heads.auto"] and "pred_iou_thresh: " in found["svp.share.auto"]
 
 
+@pytest.mark.parametrize("study", STUDIES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+def test_no_row_that_we_ship_is_refused(config, study):
+    pytest.importorskip("torch")
+    from harness.refusals import refusals
+
+    assert refusals(Plan.from_raw(merged(config, study), ROOT)) == {}
+
+
 def test_a_width_is_read_from_the_weights_where_they_are(tmp_path):
     pytest.importorskip("torch")
     from harness.refusals import refusals
