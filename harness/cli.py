@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 
 from harness.commands.answer import answer
 from harness.commands.bench import bench
+from harness.commands.compare import compare
 from harness.commands.data import data, doctor
 from harness.commands.efficiency import efficiency
 from harness.commands.protocols import protocols, verify
@@ -152,7 +153,7 @@ def stage(
         raise
 
 
-for _command in (bench, data, doctor, efficiency, protocols, segment, verify, weights):
+for _command in (bench, compare, data, doctor, efficiency, protocols, segment, verify, weights):
     app.command(_command)
 
 

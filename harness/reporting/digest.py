@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.files import read_json
+from harness.reporting.agreement import reruns
 from harness.reporting.context import ROW_KEY, ReportContext, read_csv, records, row_label, write_text
 from harness.reporting.retraining import retraining
 
@@ -83,5 +84,6 @@ def write_digest(reference: Path) -> Path:
     out = reference / "README.md"
     again = retraining(reference / "seeds")
     spread = [f"Intervals leave out what training again would change. {again.told}\n"] if again else []
+    spread += [f"{told}\n" for told in reruns(reference / "reruns")]
     write_text(out, "\n".join([_HEAD, *spread, *map(digest, found)]))
     return out

@@ -1,0 +1,85 @@
+"""How far two runs of one study agree: on another machine, from other seeds, of another commit."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from scipy import stats
+
+from harness.files import read_json
+from harness.reporting.context import ROW_KEY, read_csv
+
+__all__ = ["Agreement", "agreement", "beyond", "reruns"]
+
+_KEY = list(ROW_KEY)
+
+
+class Agreement(NamedTuple):
+    """Two runs of a study, row by row; gIoU is the mean over splits, as a fraction.
+
+    Attributes:
+        rows: ``projector, variant, budget, first, second, difference`` of every row that both trained.
+        shift: mean difference, second minus first: what moved all rows alike (an encoder pretrained anew).
+        sd: of one row trained once, beside that shift: the standard deviation of the differences by the
+            root of two, as both runs vary.
+        spearman: rank correlation of the rows.
+    """
+
+    rows: pd.DataFrame
+    shift: float
+    sd: float
+    spearman: float
+
+    @property
+    def told(self) -> str:
+        """In words, in points of gIoU."""
+        return (
+            f"The order of its {len(self.rows)} trained rows agrees with Spearman's ρ = {self.spearman:.2f}; "
+            f"all moved by {100 * self.shift:+.1f} points of gIoU together, and beside that a row trained "
+            f"once has a standard deviation of {100 * self.sd:.2f}."
+        )
+
+
+def _trained(folder: Path) -> pd.Series:
+    tables = folder / "tables"
+    overall, main = read_csv(tables / "overall.csv"), read_csv(tables / "main.csv")
+    names = main.loc[main["learning_rate"].notna(), _KEY].drop_duplicates()
+    own = overall[overall["protocol"].eq(overall["protocol"].iloc[0])]
+    return own.merge(names, on=_KEY, validate="one_to_one").set_index(_KEY)["giou"]
+
+
+def agreement(first: Path, second: Path) -> Agreement:
+    """Of two runs, by the first protocol of each.
+
+    Args:
+        first: ``results/<study>`` or ``results/reference/<study>``.
+        second: another.
+
+    Raises:
+        ValueError: one has no tables; or they share fewer than three trained rows.
+    """
+    both = pd.concat({"first": _trained(first), "second": _trained(second)}, axis=1, join="inner")
+    if len(both) < 3:
+        raise ValueError(f"{first} and {second} share {len(both)} trained rows; three can be compared")
+    both["difference"] = both["second"] - both["first"]
+    rho = stats.spearmanr(both["first"], both["second"]).statistic
+    difference = both["difference"]
+    return Agreement(both.reset_index(), difference.mean(), difference.std() / math.sqrt(2), float(rho))
+
+
+def beyond(found: Agreement, half: float) -> pd.DataFrame:
+    """The rows that moved, beside what moved all, by more than ``half``."""
+    return found.rows[(found.rows["difference"] - found.shift).abs() > half]
+
+
+def reruns(folder: Path) -> list[str]:
+    """A sentence on each comparison that ``svp compare --out`` kept in ``folder``."""
+    out = []
+    for file in sorted(folder.glob("*.json")):
+        kept = read_json(file)
+        commits = " and ".join(side["commit"][:7] if side else "not kept" for side in kept["made_by"])
+        out.append(f"Study `{kept['study']}` was run twice (commits {commits}). {kept['told']}")
+    return out

@@ -1,0 +1,93 @@
+"""Two runs of a study: shift, spread and rank correlation, worked out by hand."""
+
+import json
+
+import pandas as pd
+import pytest
+from made_up_study import MADE_BY
+
+from harness.commands.compare import compare
+from harness.reporting.agreement import agreement, beyond
+from harness.reporting.digest import write_digest
+
+# text_blind acts on a trained row: it was not trained, and has no learning rate
+RATES = {"svp": 0.1, "mlp": 0.1, "avg_pool": 0.1, "text_blind": None}
+
+
+def run(folder, study="main", **giou):
+    """A study's folder with one protocol that counts, one that does not, and two splits."""
+    tables = folder / "tables"
+    tables.mkdir(parents=True)
+    row = {"variant": "base", "budget": "auto"}
+    pd.DataFrame(
+        [
+            {"projector": name, **row, "protocol": protocol, "giou": value if protocol == "full" else 0.9}
+            for protocol in ("full", "other")
+            for name, value in giou.items()
+        ]
+    ).to_csv(tables / "overall.csv", index=False)
+    pd.DataFrame(
+        [
+            {"projector": name, **row, "split": split, "learning_rate": RATES[name]}
+            for name in giou
+            for split in ("val", "testA")
+        ]
+    ).to_csv(tables / "main.csv", index=False)
+    (tables / "context.json").write_text(json.dumps({"study": study}))
+    return folder
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return (
+        run(tmp_path / "runs" / "a", svp=0.40, mlp=0.42, avg_pool=0.45, text_blind=0.1),
+        run(tmp_path / "runs" / "b", avg_pool=0.44, mlp=0.40, svp=0.41, text_blind=0.5),
+    )
+
+
+def test_shift_spread_and_order_by_hand(pair):
+    found = agreement(*pair)
+    assert found.rows["projector"].tolist() == ["svp", "mlp", "avg_pool"]
+    assert found.rows["difference"].tolist() == pytest.approx([0.01, -0.02, -0.01])
+    # squares of 1/60, -1/75 and -1/300 sum to 7/15000; over two, and by two again
+    assert found.shift == pytest.approx(-0.02 / 3) and found.sd == pytest.approx((7 / 60000) ** 0.5)
+    assert found.spearman == pytest.approx(1 - 6 * 2 / 24)
+
+
+def test_the_other_way_round_only_the_sign_of_the_shift_changes(pair):
+    there, back = agreement(*pair), agreement(*reversed(pair))
+    assert (back.shift, back.sd, back.spearman) == pytest.approx((-there.shift, there.sd, there.spearman))
+
+
+def test_what_moves_all_rows_alike_leaves_no_spread(tmp_path):
+    found = agreement(
+        run(tmp_path / "a", svp=0.40, mlp=0.42, avg_pool=0.45),
+        run(tmp_path / "b", svp=0.3, mlp=0.32, avg_pool=0.35),
+    )
+    assert found.shift == pytest.approx(-0.1) and found.sd == pytest.approx(0) and found.spearman == 1
+
+
+def test_a_row_is_beyond_by_what_it_moved_beside_the_others(pair):
+    # beside the shift of -2/300 the rows moved by 5, -4 and -1 three-hundredths
+    found = agreement(*pair)
+    assert beyond(found, 0.012)["projector"].tolist() == ["svp", "mlp"]
+    assert beyond(found, 0.015)["projector"].tolist() == ["svp"]
+    assert beyond(found, 0.02).empty
+
+
+def test_too_few_rows_in_common_are_refused(tmp_path, pair):
+    with pytest.raises(ValueError, match="share 1 trained rows"):
+        agreement(pair[0], run(tmp_path / "c", svp=0.4, text_blind=0.1))
+    with pytest.raises(ValueError, match=r"overall\.csv is not there"):
+        agreement(pair[0], tmp_path / "nowhere")
+
+
+def test_what_is_kept_stands_on_the_page_of_snapshots(pair, reference, capsys):
+    (pair[0] / "provenance.json").write_text(json.dumps(MADE_BY))
+    compare(*pair, seeds=reference / "none", out=reference / "reruns" / "main.json", json=True)
+    value = json.loads(capsys.readouterr().out)
+    assert value == json.loads((reference / "reruns" / "main.json").read_text())
+    assert value["made_by"] == [MADE_BY, None] and value["seed_half"] is None
+    text = write_digest(reference).read_text()
+    assert f"`main` was run twice (commits {MADE_BY['commit'][:7]} and not kept)" in text
+    assert "ρ = 0.50" in text and "moved by -0.7 points" in text and "deviation of 1.08" in text
