@@ -12,7 +12,7 @@ from scipy import stats
 from harness.files import read_json
 from harness.reporting.context import ROW_KEY, read_csv
 
-__all__ = ["Agreement", "agreement", "beyond", "reruns"]
+__all__ = ["Agreement", "agreement", "beyond", "reruns", "trained_giou"]
 
 _KEY = list(ROW_KEY)
 
@@ -43,7 +43,12 @@ class Agreement(NamedTuple):
         )
 
 
-def _trained(folder: Path) -> pd.Series:
+def trained_giou(folder: Path) -> pd.Series:
+    """Mean gIoU over splits of each trained row, by ``projector, variant, budget``; the first protocol.
+
+    Raises:
+        ValueError: the folder holds no tables.
+    """
     tables = folder / "tables"
     overall, main = read_csv(tables / "overall.csv"), read_csv(tables / "main.csv")
     names = main.loc[main["learning_rate"].notna(), _KEY].drop_duplicates()
@@ -61,7 +66,7 @@ def agreement(first: Path, second: Path) -> Agreement:
     Raises:
         ValueError: one has no tables; or they share fewer than three trained rows.
     """
-    both = pd.concat({"first": _trained(first), "second": _trained(second)}, axis=1, join="inner")
+    both = pd.concat({"first": trained_giou(first), "second": trained_giou(second)}, axis=1, join="inner")
     if len(both) < 3:
         raise ValueError(f"{first} and {second} share {len(both)} trained rows; three can be compared")
     both["difference"] = both["second"] - both["first"]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from harness.files import read_json
 from harness.reporting.context import ROW_KEY, ReportContext, read_csv, row_label, write_text
 from harness.reporting.digest import differences_to
-from harness.reporting.retraining import retraining
+from harness.reporting.retraining import retraining, variability
 
 __all__ = ["Check", "Claim", "Finding", "claims_page", "find", "rank_interval", "read_claims", "write_claims"]
 
@@ -242,7 +242,9 @@ def claims_page(claims: list[Claim], reference: Path) -> str:
         by = read_json(reference / study / "provenance.json")
         effort = ReportContext.checked(read_json(reference / study / "tables" / "context.json")).effort
         made.append(f"- {study}: effort {effort}, commit {by['commit'][:7]}, on {by['device']}")
-    spread = [f"Intervals of gIoU hold what training again would change too. {again.told}\n"] if again else []
+    spread = variability(reference)
+    if again:
+        spread[0] = f"Intervals of gIoU hold what training again would change too. {spread[0]}"
     return "\n".join([_HEAD, *spread, *lines, "", *made]) + "\n"
 
 

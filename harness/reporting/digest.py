@@ -7,9 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from harness.files import read_json
-from harness.reporting.agreement import reruns
 from harness.reporting.context import ROW_KEY, ReportContext, read_csv, records, row_label, write_text
-from harness.reporting.retraining import retraining
+from harness.reporting.retraining import variability
 
 __all__ = ["differences_to", "digest", "write_digest"]
 
@@ -82,8 +81,8 @@ def write_digest(reference: Path) -> Path:
     first = ["default", "main", "seeds"]
     found.sort(key=lambda folder: (*(folder.name != name for name in first), folder.name))
     out = reference / "README.md"
-    again = retraining(reference / "seeds")
-    spread = [f"Intervals leave out what training again would change. {again.told}\n"] if again else []
-    spread += [f"{told}\n" for told in reruns(reference / "reruns")]
+    spread = variability(reference)
+    if spread:
+        spread[0] = f"Intervals leave out what training again would change. {spread[0]}"
     write_text(out, "\n".join([_HEAD, *spread, *map(digest, found)]))
     return out

@@ -1,16 +1,17 @@
-"""What training again changes: the spread of a row between seeds, which no interval over images holds."""
+"""What another run would change, which no interval over images holds: seeds, encoders, machines."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scipy import stats
 
-from harness.reporting.context import read_csv
+from harness.reporting.agreement import reruns, trained_giou
+from harness.reporting.context import read_csv, row_label
 
-__all__ = ["Retraining", "retraining"]
+__all__ = ["Retraining", "pretrained_again", "retraining", "variability"]
 
 
 class Retraining(NamedTuple):
@@ -50,3 +51,36 @@ def retraining(snapshot: Path) -> Retraining | None:
     if rows.empty:
         return None
     return Retraining(math.sqrt((freedom * rows["giou_sd"] ** 2).sum() / freedom.sum()), int(freedom.sum()))
+
+
+def pretrained_again(snapshot: Path) -> str | None:
+    """How far encoders pretrained again moved each row, in words; ``None`` without such a study.
+
+    Args:
+        snapshot: of study ``pretraining``: rows on the first encoders, and as variant ``again`` on others.
+    """
+    if not (snapshot / "tables" / "main.csv").is_file():
+        return None
+    giou: dict[Any, float] = trained_giou(snapshot).to_dict()
+    moved = [
+        f"{row_label(projector, 'base', budget, with_budget=True)} by "
+        f"{100 * (giou[projector, 'again', budget] - value):+.1f}"
+        for (projector, variant, budget), value in giou.items()
+        if variant == "base" and (projector, "again", budget) in giou
+    ]
+    return (
+        "Rows of a study share one pretraining. Encoders pretrained from another seed (study "
+        f"[pretraining](pretraining/tables/main.md)) moved {', '.join(moved)} points: a row on superpixels "
+        "hangs on the SAM that made them. No interval here holds that."
+    )
+
+
+def variability(reference: Path) -> list[str]:
+    """What the snapshots know of their own rerun: a paragraph each on seeds, encoders and whole reruns.
+
+    Args:
+        reference: ``results/reference``.
+    """
+    again = retraining(reference / "seeds")
+    told = [again.told if again else None, pretrained_again(reference / "pretraining")]
+    return [f"{text}\n" for text in (*told, *reruns(reference / "reruns")) if text]

@@ -9,31 +9,33 @@ from made_up_study import MADE_BY
 from harness.commands.compare import compare
 from harness.reporting.agreement import agreement, beyond
 from harness.reporting.digest import write_digest
+from harness.reporting.retraining import pretrained_again, variability
 
 # text_blind acts on a trained row: it was not trained, and has no learning rate
 RATES = {"svp": 0.1, "mlp": 0.1, "avg_pool": 0.1, "text_blind": None}
 
 
-def run(folder, study="main", **giou):
+def run(folder, rows=None, **giou):
     """A study's folder with one protocol that counts, one that does not, and two splits."""
     tables = folder / "tables"
     tables.mkdir(parents=True)
-    row = {"variant": "base", "budget": "auto"}
+    rows = rows or {(name, "base", "auto"): value for name, value in giou.items()}
+    keys = [dict(zip(("projector", "variant", "budget"), key, strict=True)) for key in rows]
     pd.DataFrame(
         [
-            {"projector": name, **row, "protocol": protocol, "giou": value if protocol == "full" else 0.9}
+            {**key, "protocol": protocol, "giou": value if protocol == "full" else 0.9}
             for protocol in ("full", "other")
-            for name, value in giou.items()
+            for key, value in zip(keys, rows.values(), strict=True)
         ]
     ).to_csv(tables / "overall.csv", index=False)
     pd.DataFrame(
         [
-            {"projector": name, **row, "split": split, "learning_rate": RATES[name]}
-            for name in giou
+            {**key, "split": split, "learning_rate": RATES[key["projector"]]}
+            for key in keys
             for split in ("val", "testA")
         ]
     ).to_csv(tables / "main.csv", index=False)
-    (tables / "context.json").write_text(json.dumps({"study": study}))
+    (tables / "context.json").write_text(json.dumps({"study": "main"}))
     return folder
 
 
@@ -91,3 +93,19 @@ def test_what_is_kept_stands_on_the_page_of_snapshots(pair, reference, capsys):
     text = write_digest(reference).read_text()
     assert f"`main` was run twice (commits {MADE_BY['commit'][:7]} and not kept)" in text
     assert "ρ = 0.50" in text and "moved by -0.7 points" in text and "deviation of 1.08" in text
+
+
+def test_encoders_pretrained_again_move_a_row_by_the_difference_of_its_variants(tmp_path):
+    rows = {
+        ("svp", "base", "auto"): 0.40,
+        ("avg_pool", "base", "9"): 0.41,
+        ("mlp", "base", "auto"): 0.42,  # not run again
+        ("svp", "again", "auto"): 0.433,
+        ("avg_pool", "again", "9"): 0.402,
+        ("text_blind", "base", "auto"): 0.1,  # not trained
+        ("text_blind", "again", "auto"): 0.2,
+    }
+    assert variability(tmp_path) == [] and pretrained_again(tmp_path / "pretraining") is None
+    run(tmp_path / "pretraining", rows)
+    (said,) = variability(tmp_path)
+    assert "moved svp by +3.3, avg_pool @9 by -0.8 points" in said
