@@ -41,7 +41,6 @@ def compare(
     provenance = [folder / "provenance.json" for folder in (first, second)]
     value = {
         "study": read_json(first / "tables" / "context.json")["study"],
-        "of": [str(first), str(second)],
         "made_by": [read_json(file) if file.is_file() else None for file in provenance],
         **{name: round(getattr(found, name), 6) for name in ("shift", "sd", "spearman")},
         "seed_half": round(again.half, 6) if again else None,
