@@ -158,9 +158,13 @@ def tokens_vs_giou(overall: pd.DataFrame, look: Mapping[str, Look], context: Rep
     if counts:
         ticks = [c for c in _TICKS if counts[0] / 2 <= c <= counts[-1] * 2]
         axes.set_xticks(ticks, [str(t) for t in ticks])
-        axes.set_xlim(counts[0] / 1.7, counts[-1] * 1.7)
+        # The bars reach past the means; none is cut at the edge.
+        shown = placed.loc[placed["giou"].between(bottom, top)]
+        left = min(counts[0] / 1.7, shown["tokens_p5"].clip(lower=0.5).min() / 1.1)
+        right = max(counts[-1] * 1.7, shown["tokens_p95"].max() * 1.1)
+        axes.set_xlim(left, right)
     if len(front):
-        x, y = [*front["tokens_mean"], counts[-1] * 1.7], [*front["giou"], front["giou"].iloc[-1]]
+        x, y = [*front["tokens_mean"], right], [*front["giou"], front["giou"].iloc[-1]]
         axes.step(x, y, where="post", color="#9A9A9A", lw=0.9, ls=(0, (1, 2)), zorder=1)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(bottom, top)

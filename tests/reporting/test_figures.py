@@ -56,6 +56,19 @@ def test_points_stand_where_the_table_says(tables):
     plt.close(figure)
 
 
+def test_wide_token_bars_are_not_cut_at_the_edge(tables):
+    overall = read_csv(tables / "overall.csv")
+    context = ReportContext.checked(json.loads((tables / "context.json").read_text()))
+    few, many = overall["tokens_mean"].idxmin(), overall["tokens_mean"].idxmax()
+    overall.loc[few, "tokens_p5"] = overall.loc[few, "tokens_mean"] / 4
+    overall.loc[many, "tokens_p95"] = overall.loc[many, "tokens_mean"] * 4
+    with house_style():
+        figure = tokens_vs_giou(overall, looks(overall["projector"]), context)
+    left, right = figure.axes[0].get_xlim()
+    assert left < overall.loc[few, "tokens_p5"] and right > overall.loc[many, "tokens_p95"]
+    plt.close(figure)
+
+
 def test_rows_of_one_token_count_stand_one_under_the_other(tables):
     overall = read_csv(tables / "overall.csv").assign(tokens_mean=10.9, tokens_p5=5, tokens_p95=16)
     context = ReportContext.checked(json.loads((tables / "context.json").read_text()))
