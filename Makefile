@@ -9,7 +9,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 STUDY ?= config/default.yaml
-STUDIES ?= table4 encoder sspe sspe_size ssa superpixels granularity cross_domain token_order seeds pretraining
+STUDIES ?= table4 encoder sspe sspe_size ssa superpixels granularity cross_domain token_order seeds pretraining learning_rate
 TESTS ?= tests
 BIN := .venv/bin
 # The stamp lies in .venv and is newer than what it was made from: nothing is installed twice.

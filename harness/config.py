@@ -315,11 +315,13 @@ class TuningConfig(Strict):
 
     The recipe's rate times each of ``factors`` trains with the first seed for ``steps`` (a share of both
     stages) on the train split but for ``held_out_images`` of its images; the best gIoU on those wins.
+    ``at_quick`` searches at ``effort: quick`` too.
     """
 
     factors: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=2)]
     steps: float = Field(0.25, gt=0, le=1)
     held_out_images: int = Field(100, ge=1)
+    at_quick: bool = False
 
 
 Share = Annotated[str, Field(pattern=r"^1/[1-9][0-9]*$")]
@@ -364,7 +366,8 @@ class StudyConfig(Strict):
         title: one line above the tables.
         notes: sentences printed under the tables (what the data is, what it cannot show).
         effort: ``quick`` applies ``config/parts/effort/quick.yaml``, takes the default
-            learning rate, leaves out ``full_seeds`` and ``full_budgets``, and the tables say so.
+            learning rate (but see ``tuning.at_quick``), leaves out ``full_seeds`` and ``full_budgets``, and
+            the tables say so.
         data, models, superpixels, training, protocol: parts by name.
         rows: what is compared, in the order of the table.
         seeds: repetitions.

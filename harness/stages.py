@@ -164,6 +164,7 @@ def _tables(plan: Plan) -> None:
         ),
         {run.row: plan.learning_rate(run) for run in plan.trained},
         prediction_paths=[plan.prediction_file(run) for run in plan.runs],
+        searches={row: read_json(plan.choice_file(row)) for row in plan.trials},
     )
 
 

@@ -117,7 +117,8 @@ def load_study(raw: Mapping[str, Any]) -> StudyConfig:
     except ValidationError as error:
         raise _explain(error, "config") from error
     if study.effort == "quick":
-        return study.model_copy(update={"full_seeds": (), "tuning": None})
+        tuning = study.tuning if study.tuning and study.tuning.at_quick else None
+        return study.model_copy(update={"full_seeds": (), "tuning": tuning})
     seeds = tuple(dict.fromkeys((*study.seeds, *study.full_seeds)))
     return study.model_copy(update={"seeds": seeds, "full_seeds": ()})
 

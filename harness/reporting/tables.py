@@ -31,6 +31,7 @@ from harness.reporting.context import (
 )
 from harness.reporting.published import published_markdown
 from harness.reporting.render import adaptivity_notes, main_markdown, main_tex, training_notes
+from harness.reporting.searches import search_notes, search_table
 from harness.scoring.metrics import RUN_KEY, read_scores
 from harness.scoring.protocols import protocol_table, sum_polygons
 
@@ -46,7 +47,7 @@ MAIN_COLUMNS = (
 )
 TABLE_FILES = (
     *("scores.csv", "overall.csv", "differences.csv", "phenomena.csv", "tokens.csv", "protocols.csv"),
-    "efficiency.csv",
+    *("efficiency.csv", "learning_rates.csv"),
     *("main.csv", "main.md", "main.tex", "context.json"),
 )
 
@@ -134,6 +135,7 @@ def tables_stage(
     learning_rates: Mapping[str, float] | None = None,
     *,
     prediction_paths: Sequence[Path | str] = (),
+    searches: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Write every table of a study (``TABLE_FILES``); what the workflow calls.
 
@@ -147,6 +149,7 @@ def tables_stage(
         learning_rates: what rows were trained at, by ``projector.variant.budget``.
         prediction_paths: ``predictions/<run>.parquet`` of every run, for the protocol that scores with
             another ground truth; without them it is left out.
+        searches: what the learning-rate search of a row wrote, by ``projector.variant.budget``.
 
     Raises:
         ValueError: an input does not keep its form; the message names the file and the mend.
@@ -167,8 +170,11 @@ def tables_stage(
     write_csv(out / "tokens.csv", order_rows(tokens, context), "%.6g")
     write_csv(out / "protocols.csv", order_rows(protocol_table(rows, summed), context))
     write_csv(out / "efficiency.csv", order_rows(timings, context), "%.6g")
+    searched = order_rows(search_table(searches or {}, context.tuning), context)
+    write_csv(out / "learning_rates.csv", searched, "%.6g")
     write_csv(out / "main.csv", main)
     notes = [
+        *search_notes(searched),
         *training_notes(order_rows(parameters, context)),
         *adaptivity_notes(order_rows(tokens, context), context),
     ]

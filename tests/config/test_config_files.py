@@ -94,6 +94,8 @@ def test_quick_leaves_out_full_seeds_and_searches_nothing(tmp_path):
     quick, full = (Plan.from_raw({**merged(), **changes, "effort": e}, ROOT) for e in ("quick", "full"))
     assert [run.seed for run in quick.runs.values()] == [4, 6] and not quick.trials
     assert [run.seed for run in full.runs.values()] == [4, 6, 5] and full.trials
+    asked = {**changes, "tuning": {"factors": [1, 3], "at_quick": True}, "effort": "quick"}
+    assert [len(trials) for trials in Plan.from_raw({**merged(), **asked}, ROOT).trials.values()] == [2]
     full.save(tmp_path / "config.json")  # and read again by every job
     assert [run.seed for run in Plan.load(tmp_path / "config.json").runs.values()] == [4, 6, 5]
 

@@ -336,6 +336,31 @@ def test_learning_rates_and_tokens_inside_the_language_model_are_told(made_up, t
     assert text.count("token counts in each step") == 1 and f"- {label} learns at 4 token counts" in text
 
 
+def test_what_the_search_found_has_a_table_and_a_sentence(made_up, tmp_path):
+    same = {"n_expressions": 1200, "n_images": 100, "stage1_steps": 88, "stage2_steps": 44}
+    same |= {"learning_rates": [1e-4, 3e-4]}
+    searches = {
+        "grid.base.144": {"learning_rate": 3e-4, "giou": [0.30, 0.32], **same},
+        "words.wide.auto": {"learning_rate": 1e-4, "giou": [0.28, 0.2], **same},
+    }
+    context = ReportContext.from_study(made_up["config"], tuning=(3, 1), order=("words", "grid"))
+    tables_stage(
+        made_up["scores"], made_up["efficiency"], made_up["prepared"], tmp_path, context, searches=searches
+    )
+    table = read_csv(tmp_path / "learning_rates.csv")
+    assert table["projector"].tolist() == ["words", "words", "grid", "grid"]
+    assert table["factor"].tolist() == [1, 3, 1, 3] and table["chosen"].tolist() == [True, False, False, True]
+    assert table["giou"].tolist() == [0.28, 0.2, 0.30, 0.32] and set(table["stage1_steps"]) == {88}
+    assert table.loc[0, ["variant", "budget"]].tolist() == ["wide", "auto"]
+    text = (tmp_path / "main.md").read_text()
+    assert "of 2 rows 1 took 1 times, 1 took 3 times the recipe's rate, by gIoU on 1,200 expressions" in text
+
+
+def test_without_a_search_its_table_is_empty_and_nothing_is_said(tables):
+    assert read_csv(tables / "learning_rates.csv").empty
+    assert "search" not in (tables / "main.md").read_text()
+
+
 def test_the_title_says_quick(tables):
     assert (tables / "main.md").read_text().startswith("# Projectors at equal budgets (quick)\n")
 

@@ -33,7 +33,7 @@ StageName = Literal[
 ]
 TABLES = [
     "scores.csv", "overall.csv", "differences.csv", "phenomena.csv", "tokens.csv", "protocols.csv",
-    "efficiency.csv", "main.csv", "main.md", "main.tex", "context.json",
+    "efficiency.csv", "learning_rates.csv", "main.csv", "main.md", "main.tex", "context.json",
 ]
 FIGURES = "tokens_vs_giou per_split phenomena tokens_vs_objects loss_curves stage_times"
 
