@@ -57,8 +57,8 @@ class MQT(Baseline):
         return size
 
     def training_budgets(self, step: int, generator: torch.Generator) -> list[int | None]:
-        """All queries in stage 1; in stage 2 an even number, uniform up to all."""
-        if self.stage == 1 or len(self.queries) < 2:
+        """All queries in stage 1, also while aligning; in stage 2 an even number, uniform up to all."""
+        if self.stage == 1 or self.aligning or len(self.queries) < 2:
             return [len(self.queries)]
         pairs = torch.randint(len(self.queries) // 2, (), generator=generator, device=generator.device)
         return [2 * (int(pairs) + 1)]

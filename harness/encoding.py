@@ -14,7 +14,10 @@ from harness.models.sam import load_sam, sam_input
 from harness.models.vision import load_vision
 from harness.projector import EncoderHook
 
-__all__ = ["ImageEncoder", "encoder_hook"]
+__all__ = ["ATTENTION_ITEMS", "ImageEncoder", "encoder_hook"]
+
+# What the encoder must be asked for, as it costs more than the patches.
+ATTENTION_ITEMS = frozenset({"cls_attention", "keys", "last_cls_attention", "last_keys"})
 
 
 def encoder_hook(run: RunConfig) -> EncoderHook:
@@ -71,7 +74,7 @@ class ImageEncoder:
         pixels = self._vision.preprocess(image)[None]
         if self._hook is not None:
             return self._vision.encoder_tokens(pixels, self._hook)
-        out = self._vision(pixels, attention=self.item not in ("patches", "levels"))
+        out = self._vision(pixels, attention=self.item in ATTENTION_ITEMS)
         if self.item == "levels":
             value = torch.stack(out.levels, 1) if out.levels else None
         else:

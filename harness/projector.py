@@ -274,6 +274,7 @@ class Projector(nn.Module):
         self.interface = interface
         self.config = config if config is not None else self.Config()
         self.stage = 2
+        self.aligning = False
 
     @classmethod
     def skip(cls, interface: Interface, config: ProjectorConfig) -> tuple[bool, str]:
@@ -299,7 +300,8 @@ class Projector(nn.Module):
         """Prefixes of the parameters trained in ``stage`` (1 or 2); all of them unless overridden.
 
         The trainer also sets ``self.stage`` before each stage, for parts that join later; a loaded
-        projector stands at stage 2.
+        projector stands at stage 2. While ``self.aligning``, in stage 1, it learns alone from captions and
+        whole: ``self.stage`` is 2 then.
         """
         return [""]
 

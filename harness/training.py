@@ -268,10 +268,7 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
         workers.shard_frozen(model.language)
     log = _Log(run_dir / "log.jsonl", stage, first) if workers.is_main else None
     steps = config.stage1_steps if stage == 1 else config.stage2_steps
-    model.train()
-    model.sam.eval()
-    if config.gradient_checkpointing:
-        model.language.gradient_checkpointing_enable({"use_reentrant": False})
+    model.start_learning(checkpointing=config.gradient_checkpointing)
     named_bar = {"desc": f"{run.id} stage {stage}", "mininterval": 5, "disable": not workers.is_main}
     bar = tqdm(range(first, steps), initial=first, total=steps, **named_bar)
     for step in bar:

@@ -150,12 +150,11 @@ class RISModel(nn.Module):
             stage: 1 or 2.
             aligning: the projector learns alone, and nothing of it is held back for stage 2.
         """
-        for module in self.language.modules():
-            if isinstance(module, BaseTunerLayer):
-                # LoRA starts at zero: before it joins it costs time and gives nothing.
-                module.enable_adapters(stage == 2)
+        # LoRA starts at zero: before it joins it costs time and gives nothing.
+        self._enable_adapters(stage == 2)
         self.requires_grad_(False)
         self.projector.stage = 2 if aligning else stage
+        self.projector.aligning = aligning
         prefixes = tuple(self.projector.trainable_in_stage(self.projector.stage))
         for name, parameter in self.projector.named_parameters():
             parameter.requires_grad_(name.startswith(prefixes))
@@ -174,6 +173,17 @@ class RISModel(nn.Module):
                 if "lora_" in name:
                     parameter.requires_grad_(True)
         return self._learning()
+
+    def start_learning(self, *, checkpointing: bool) -> None:
+        """Training mode, but for SAM, which is not fine-tuned as a whole.
+
+        Args:
+            checkpointing: forget the language model's activations and compute them again.
+        """
+        self.train()
+        self.sam.eval()
+        if checkpointing:
+            self.language.gradient_checkpointing_enable({"use_reentrant": False})
 
     def _learning(self) -> list[tuple[str, nn.Parameter]]:
         return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
@@ -197,10 +207,27 @@ class RISModel(nn.Module):
 
         Not where they are of half precision, which would round the sum.
         """
-        if self.compute == torch.float32:
+        if self._merges:
             for module in self.language.modules():
                 if isinstance(module, BaseTunerLayer):
                     module.merge()
+
+    def count_as_merged(self) -> None:
+        """Leave LoRA out where :meth:`merge_lora` merges it: that model's arithmetic, not its answers.
+
+        For timing a model whose frozen weights are others' too. :meth:`set_stage` takes it back.
+        """
+        if self._merges:
+            self._enable_adapters(False)
+
+    @property
+    def _merges(self) -> bool:
+        return self.compute == torch.float32
+
+    def _enable_adapters(self, enabled: bool) -> None:
+        for module in self.language.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.enable_adapters(enabled)
 
     def trained_state(self) -> dict[str, Tensor]:
         """Everything that either stage trains, by name: what a stage file holds."""

@@ -141,7 +141,11 @@ class _Relative(_Strict):
     variant: str
     budget: str
     speedup_infer: float | None
+    speedup_infer_low: float | None = None
+    speedup_infer_high: float | None = None
     speedup_train: float | None
+    speedup_train_low: float | None = None
+    speedup_train_high: float | None = None
 
 
 class EfficiencyReport(_Strict):

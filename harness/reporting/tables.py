@@ -44,6 +44,7 @@ MAIN_COLUMNS = (
     "parameters",
     "layer_tokens",
     "learning_rate",
+    *("speedup_infer_low", "speedup_infer_high", "speedup_train_low", "speedup_train_high"),
 )
 TABLE_FILES = (
     *("scores.csv", "overall.csv", "differences.csv", "phenomena.csv", "tokens.csv", "protocols.csv"),

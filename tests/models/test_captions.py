@@ -97,9 +97,10 @@ def test_while_aligning_the_projector_learns_alone_and_whole(language_dir):
     model = make_model(language_dir)
     names = {name for name, _ in model.set_stage(1, aligning=True)}
     assert names == {f"projector.{name}" for name, _ in model.projector.named_parameters()}
-    assert model.projector.stage == 2
+    assert model.projector.stage == 2 and model.projector.aligning
     later = {name for name, _ in model.set_stage(1)}
-    assert model.projector.stage == 1 and any(name.startswith("seg_head.") for name in later)
+    assert model.projector.stage == 1 and not model.projector.aligning
+    assert any(name.startswith("seg_head.") for name in later)
 
 
 def test_the_loss_without_a_mask_is_that_beside_one(language_dir):

@@ -49,7 +49,9 @@ def test_mqt_draws_even_counts_in_the_second_stage():
     generator = torch.Generator().manual_seed(0)
     projector.stage = 1
     assert projector.training_budgets(0, generator) == [16]
-    projector.stage = 2
+    projector.stage, projector.aligning = 2, True
+    assert projector.training_budgets(0, generator) == [16]
+    projector.aligning = False
     drawn = [projector.training_budgets(step, generator)[0] for step in range(400)]
     assert set(drawn) == set(range(2, 17, 2))
     # 400 draws of 8: 50 each, standard deviation 6.6.

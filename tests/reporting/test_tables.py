@@ -107,6 +107,7 @@ def test_columns_and_key_are_the_contract(tables):
     assert list(read_csv(tables / "efficiency.csv").columns) == CONTRACT_EFFICIENCY
     main = read_csv(tables / "main.csv")
     added = ["speedup_infer", "speedup_train", "parameters", "layer_tokens", "learning_rate"]
+    added += [f"speedup_{kind}_{end}" for kind in ("infer", "train") for end in ("low", "high")]
     assert list(main.columns) == [*CONTRACT_SCORES, *added]
     pd.testing.assert_frame_equal(main[CONTRACT_SCORES], scores)
     assert sorted(p.name for p in tables.iterdir()) == sorted(TABLE_FILES)

@@ -1,17 +1,20 @@
 """Rows are timed side by side: one copy of what they leave frozen, and each row its own weights."""
 
 import json
+from itertools import count
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from harness.assembly import RunData, build_model, load_stage
+from harness import efficiency, timing
+from harness.assembly import RunData, build_model, finished_model, load_stage
 from harness.cli import app
 from harness.efficiency import _rows, efficiency_stage
 from harness.plan import Plan
 from harness.tensors import save_tensors
+from harness.timing import count_flops
 
 ROWS = [
     "mlp",
@@ -63,28 +66,103 @@ def test_rows_share_what_is_frozen_and_answer_as_if_alone(trained):
     )
 
 
-def test_what_is_written(trained, tmp_path):
+def fake_clock(monkeypatch, milliseconds):
+    """Calls are made, and take what the ``n``-th of them is said to take."""
+    made = count()
+
+    def timed(call, device):
+        return milliseconds(next(made)) / 1e3, call()
+
+    monkeypatch.setattr(timing, "timed", timed)
+
+
+def test_what_is_written(trained, tmp_path, monkeypatch):
+    fake_clock(monkeypatch, lambda _: 2.0)
+    monkeypatch.setattr(efficiency, "peak_rates", lambda *_: (1e9, 1e9))
     efficiency_stage(trained.plan, tmp_path / "study.json")
     found = json.loads((tmp_path / "study.json").read_text())
-    speed = {row["projector"]: row for row in found["relative"]}
-    assert speed["mlp"]["speedup_infer"] == speed["mlp"]["speedup_train"] == 1
-    assert all(row["speedup_infer"] > 0 for row in speed.values())
+    for row in found["relative"]:  # all do three stages of two milliseconds, and two encoders before them
+        assert {v for k, v in row.items() if k.startswith("speedup")} == {1}
     for row in found["parameters"]:
         assert (row["layer_tokens"] is not None) == (row["projector"] == "fastv")
         assert row["step_budgets"] == (4 if row["projector"] == "m3" else 1)  # 144, 36, 9 and 1 of 12 x 12
     times = {(r["projector"], r["stage"], r["case"], r["batch"]): r for r in found["rows"]}
-    for name in speed:
-        stages = {s: times[name, s, "cached", 1]["median_ms"] for s in ("project", "prefill", "mask")}
-        encoders = [times[name, s, "cold", 1]["median_ms"] for s in ("vision", "sam_encode")]
-        assert times[name, "total", "cached", 1]["median_ms"] == pytest.approx(sum(stages.values()), abs=1e-3)
-        cold = sum(stages.values()) + sum(encoders)
-        assert times[name, "total", "cold", 1]["median_ms"] == pytest.approx(cold, abs=1e-3)
-        assert speed[name]["speedup_infer"] == pytest.approx(
-            times["mlp", "total", "cold", 1]["median_ms"] / times[name, "total", "cold", 1]["median_ms"],
-            abs=1e-3,
-        )
+    for name in ("mlp", "avg_pool", "m3", "fastv"):
+        for batch in (1, 8):
+            assert times[name, "total", "cached", batch]["median_ms"] == 6
+            assert times[name, "total", "cold", batch]["median_ms"] == 10
+        assert times[name, "train_step", "train", 2]["median_ms"] == 2
     # 144 patches through two layers of 32 to 32, in multiply-adds times two
     assert times["mlp", "project", "cached", 1]["flops"] == 2 * 144 * (32 * 32 + 32 * 32)
+
+
+class Told(timing.Member):
+    """Takes, in its n-th call of a batch, what it is told."""
+
+    def __init__(self, name, log, cases):
+        self.name, self.log, self.cases, self.found = name, log, cases, timing.Timed()
+
+    def calls(self, batch, groups):
+        return {"work": lambda: self.log.append((self.name, batch, groups))}
+
+
+def test_all_take_turns_within_a_case(monkeypatch):
+    log = []
+    cases = {1: ["a", "b", "c"], 8: ["abc"], timing.TRAIN: ["step"]}
+    one, two = Told("one", log, cases), Told("two", log, cases)
+    clock = [5, 10, 7, 30, 1, 2, 3, 4, 9, 9, 9, 9, *range(100, 104), *range(200, 206)]
+    fake_clock(monkeypatch, lambda n: clock[n])
+    monkeypatch.setattr(timing, "count_flops", lambda work: 7.0)
+    rounds = {1: 2, 8: 2, timing.TRAIN: 3}
+    timing.time_in_turns([one, two], rounds, "nothing", torch.device("cpu"))
+    # of each case the median of its rounds, of a single case each round
+    assert one.found.samples == {
+        ("work", 1): [6, 2, 9],
+        ("work", 8): [100, 102],
+        ("work", timing.TRAIN): [200, 202, 204],
+    }
+    assert two.found.samples["work", 1] == [20, 3, 9]
+    assert one.found.flops == {("work", 1): [7, 7, 7], ("work", 8): [7]}
+    # warmed up before anything is timed, then in turns
+    first = [name for name, batch, group in log if (batch, group) == (1, "a")]
+    assert first == ["one", "two"] + ["one", "two"] * 2
+
+
+def test_a_speed_up_is_the_median_over_photographs(trained):
+    rows = _rows(trained.plan, trained.plan.trained[:2], torch.device("cpu"))
+    for row, factor in zip(rows, ([4, 4, 4], [1, 2, 8]), strict=True):
+        for stage in ("vision", "sam_encode", "project", "prefill", "mask"):
+            row.found.samples[stage, 1] = [float(v) for v in factor]
+        row.found.samples["train_step", timing.TRAIN] = [3.0 * v for v in factor]
+    told = efficiency._relative(*rows)
+    for kind in ("infer", "train"):
+        assert [told[f"speedup_{kind}{end}"] for end in ("_low", "", "_high")] == [0.5, 2, 4]
+    assert set(efficiency._relative(None, rows[0]).values()) == {None}
+
+
+def test_photographs_are_spread_over_the_splits(trained):
+    run = trained.plan.trained[0]
+    cases = efficiency._cases(RunData(trained.plan, run).expressions, run)
+    first = [group for [group] in cases[1]]
+    assert len({tuple(g[["dataset", "split", "image_id"]].iloc[0]) for g in first}) == 8 == len(cases[8][0])
+    assert len({tuple(g[["dataset", "split"]].iloc[0]) for g in first}) > 2
+    assert all(g["image_id"].nunique() == 1 for g in first)
+
+
+def test_what_is_timed_is_the_model_that_predicts(trained):
+    """LoRA is merged for predictions: its products are not to be counted beside those of the weights."""
+    plan, run = trained.plan, trained.plan.trained[0]
+    row = _rows(plan, [run], torch.device("cpu"))[0]
+    data = RunData(plan, run)
+    finished = finished_model(plan, run, data.vision_width, "cpu")
+    alone = efficiency._Row(run, data, finished, row.cases)
+    group = row.cases[1][0]
+    with torch.no_grad():
+        timed = count_flops(row.calls(1, group)["prefill"])
+        row.model.set_stage(2)
+        adapted = count_flops(row._answer(group)["prefill"])
+        predicts = count_flops(alone._answer(group)["prefill"])
+    assert timed == predicts < adapted
 
 
 def test_a_finished_study_is_timed_on_the_machine_at_hand(trained, tmp_path, capsys):
