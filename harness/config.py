@@ -365,6 +365,7 @@ class StudyConfig(Strict):
         study: name, and the folder under ``results/``.
         title: one line above the tables.
         notes: sentences printed under the tables (what the data is, what it cannot show).
+        tiny_notes: further ones, which hold for the tiny models only.
         effort: ``quick`` applies ``config/parts/effort/quick.yaml``, takes the default
             learning rate (but see ``tuning.at_quick``), leaves out ``full_seeds`` and ``full_budgets``, and
             the tables say so.
@@ -385,6 +386,7 @@ class StudyConfig(Strict):
     study: str = "default"
     title: str = ""
     notes: tuple[str, ...] = ()
+    tiny_notes: tuple[str, ...] = ()
     effort: Literal["quick", "full"] = "full"
     data: str
     models: str

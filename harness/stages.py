@@ -149,6 +149,8 @@ def _tables(plan: Plan) -> None:
     from harness.reporting.tables import tables_stage
 
     folders = dict.fromkeys(plan.prepared_dir(run) for run in plan.runs.values())
+    tiny = any(run.models.size == "tiny" for run in plan.runs.values())
+    own = (*plan.study.notes, *(plan.study.tiny_notes if tiny else ()))
     shared = [note for f in folders if (note := pool_note(read_json(f / "summary.json")))]
     if any(run.training.caption_weight for run in plan.trained):
         shared.append(_CAPTIONED)
@@ -160,7 +162,7 @@ def _tables(plan: Plan) -> None:
         ReportContext.from_study(
             plan.as_json(),
             published="results/published",
-            notes=tuple(dict.fromkeys((*plan.study.notes, *shared))),
+            notes=tuple(dict.fromkeys((*own, *shared))),
         ),
         {run.row: plan.learning_rate(run) for run in plan.trained},
         prediction_paths=[plan.prediction_file(run) for run in plan.runs],

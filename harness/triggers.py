@@ -159,7 +159,8 @@ def efficiency_trigger(plan: Plan) -> str:
 def report_trigger(plan: Plan, *modules: str) -> str:
     """The study's words and rows, and the modules that write a report from its files."""
     words = plan.study.model_dump(
-        mode="json", include={"study", "title", "notes", "effort", "bootstrap_resamples", "reference_row"}
+        mode="json",
+        include={"study", "title", "notes", "tiny_notes", "effort", "bootstrap_resamples", "reference_row"},
     )
     return digest([words, list(plan.runs), code_hash(*modules)])
 

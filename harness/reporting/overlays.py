@@ -188,6 +188,10 @@ def overlay_figure(examples: Sequence[Example], out_png: Path | str, out_pdf: Pa
                 line[1 + with_superpixels].set_xlabel("ground truth", fontsize=7)
             for axes, name in zip(line[heads - len(names) :], names, strict=True):
                 _draw_prediction(axes, name, example)
+        truth = "Green: ground truth, outlined on predictions. " if with_truth else ""
+        key = f"{truth}Magenta: prediction."
+        if names:
+            figure.supxlabel(key, fontsize=6.5, color=MUTED, x=0.01, ha="left")
         save(figure, png.parent, png.stem)
 
 

@@ -85,7 +85,7 @@ def loss_curves(log_paths: Sequence[Path | str], look: Mapping[str, Look], conte
     handles = [h for axes in grid[0] for h in axes.get_legend_handles_labels()[0]]
     if handles:
         figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(handles)))
-    footer(figure, context, "Faint: as logged. Bold: exponentially smoothed.")
+    footer(figure, context, "Faint: as logged. Bold: exponentially smoothed. The stages sum other losses.")
     return figure
 
 
@@ -118,7 +118,7 @@ def _loss_of_each(
     footer(
         figure,
         context,
-        "Training loss by optimiser step, stage 2 behind stage 1, exponentially smoothed. Grey: all others.",
+        "Training loss by optimiser step, stage 2 (other losses) behind stage 1, smoothed. Grey: all others.",
     )
     return figure
 
