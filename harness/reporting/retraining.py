@@ -70,8 +70,9 @@ def pretrained_again(snapshot: Path) -> str | None:
     ]
     return (
         "Rows of a study share one pretraining. Encoders pretrained from another seed (study "
-        f"[pretraining](pretraining/tables/main.md)) moved {', '.join(moved)} points: a row on superpixels "
-        "hangs on the SAM that made them. No interval here holds that."
+        f"[pretraining](pretraining/tables/main.md)) moved {', '.join(moved)} points. Vision encoder, "
+        "language model, SAM and start changed together, so this does not say which of them counts. No "
+        "interval here holds it."
     )
 
 
