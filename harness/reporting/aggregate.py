@@ -15,29 +15,46 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harness.reporting.context import ROW_KEY, ReportContext, order_rows
+from harness.reporting.context import ROW_KEY, ReportContext, order_rows, records
 from harness.scoring.metrics import EXPRESSION_KEY, THRESHOLDS, group_status, summarise
 from harness.scoring.statistics import Resampler, image_sums, spearman
 
-__all__ = ["SCORES_COLUMNS", "adaptivity", "phenomena_table", "score_tables"]
+__all__ = [
+    "DIFFERENCE_COLUMNS",
+    "SCORES_COLUMNS",
+    "adaptivity",
+    "differences_to",
+    "phenomena_table",
+    "score_tables",
+]
 
 SCORES_COLUMNS = (
     *ROW_KEY,
     *("dataset", "split", "protocol"),
     *("giou", "giou_low", "giou_high", "giou_sd", "ciou", "ciou_low", "ciou_high"),
     *(f"p{t * 100:.0f}" for t in THRESHOLDS),
+    "fp_share",
     *("n_expressions", "n_images", "tokens_mean", "tokens_p5", "tokens_p95", "seed_count", "status"),
 )
-_MEASURED = SCORES_COLUMNS[6:18]  # gIoU to P@0.9: missing where a whole cell failed
+_MEASURED = SCORES_COLUMNS[6:19]  # gIoU to fp_share: missing where a whole cell failed
+# of each metric with paired differences: the difference, its interval and its p-value
+DIFFERENCE_COLUMNS = {
+    "giou": ("giou_difference", "low", "high", "p_value"),
+    "fp_share": ("fp_share_difference", "fp_share_low", "fp_share_high", "fp_share_p_value"),
+}
+_RowKey = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Row:
-    """Figures of one row of a comparison, and its gIoU in every resample (``None`` if not measured)."""
+    """Figures of one row of a comparison, and those of DIFFERENCE_COLUMNS in every resample, by metric.
+
+    ``draws`` is ``None`` where the row was not measured.
+    """
 
     figures: dict[str, Any]
     images: tuple[Hashable, ...]
-    draws: NDArray[np.float64] | None
+    draws: dict[str, NDArray[np.float64]] | None
 
 
 def _one_row(part: pd.DataFrame, cells: pd.DataFrame, resampler: Resampler, columns: list[str]) -> _Row:
@@ -62,12 +79,13 @@ def _one_row(part: pd.DataFrame, cells: pd.DataFrame, resampler: Resampler, colu
         "seed_count": len(by_seed),
         "status": group_status(part["status"]),
     }
-    draws = None
+    draws = {}
     for metric, sums in image_sums(part, resampler.images, columns).items():
         interval = resampler.interval(*sums)
         bounds = (interval.value, interval.low, interval.high)
         figures |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), bounds, strict=True))
-        draws = resampler.distribution(*sums) if metric == "giou" else draws
+        if metric in DIFFERENCE_COLUMNS:
+            draws[metric] = resampler.distribution(*sums)
     if cells["giou"].isna().any():  # an average without the cell that failed would flatter
         return _Row({**figures, **dict.fromkeys(_MEASURED, np.nan)}, tuple(resampler.images), None)
     return _Row(figures, tuple(resampler.images), draws)
@@ -99,27 +117,55 @@ def _rows(
 
 
 def _differences(rows: dict[tuple, _Row], context: ReportContext) -> list[dict[str, Any]]:
-    """Paired gIoU differences of all pairs of rows on the same photographs."""
+    """Paired differences of all pairs of rows on the same photographs."""
     order = order_rows(pd.DataFrame(list(rows), columns=list(ROW_KEY)), context)
     out: list[dict[str, Any]] = []
     for a, b in combinations(order.itertuples(index=False, name=None), 2):
         ours, theirs = rows[a], rows[b]
         if ours.draws is None or theirs.draws is None or ours.images != theirs.images or len(ours.images) < 2:
             continue
-        gap = ours.draws - theirs.draws
-        low, high = np.quantile(gap, [0.025, 0.975])
-        tail = min((gap <= 0).sum(), (gap >= 0).sum())
-        out.append(
-            {
-                **dict(zip(ROW_KEY, a, strict=True)),
-                **{f"other_{k}": v for k, v in zip(ROW_KEY, b, strict=True)},
-                "giou_difference": ours.figures["giou"] - theirs.figures["giou"],
-                "low": low,
-                "high": high,
-                "p_value": min(1.0, 2 * (tail + 1) / (len(gap) + 1)),
-            }
-        )
+        pair = {
+            **dict(zip(ROW_KEY, a, strict=True)),
+            **{f"other_{k}": v for k, v in zip(ROW_KEY, b, strict=True)},
+        }
+        for metric, columns in DIFFERENCE_COLUMNS.items():
+            value = ours.figures[metric] - theirs.figures[metric]
+            told = (value, *_interval_and_p(ours.draws[metric] - theirs.draws[metric]))
+            pair |= dict(zip(columns, told, strict=True))
+        out.append(pair)
     return out
+
+
+def _interval_and_p(gap: NDArray[np.float64]) -> tuple[float, float, float]:
+    """95 % interval and two-sided p-value of resampled differences ``[B]``; NaN if one is not defined."""
+    if np.isnan(gap).any():
+        return np.nan, np.nan, np.nan
+    low, high = np.quantile(gap, [0.025, 0.975])
+    tail = min((gap <= 0).sum(), (gap >= 0).sum())
+    return low, high, min(1.0, 2 * (tail + 1) / (len(gap) + 1))
+
+
+def differences_to(
+    pairs: pd.DataFrame, to: _RowKey, metric: str = "giou", place: tuple[str, str] = ("all", "all")
+) -> dict[_RowKey, tuple[float, float, float, float]]:
+    """``difference, low, high, p`` of each row minus ``to``; the table holds a pair once, either way round.
+
+    Args:
+        pairs: the frame of ``differences.csv``, one protocol.
+        to: ``projector, variant, budget``.
+        metric: of ``DIFFERENCE_COLUMNS``.
+        place: dataset and split; by default the mean over splits.
+    """
+    found: dict[_RowKey, tuple[float, float, float, float]] = {}
+    for pair in records(pairs[pairs["dataset"].eq(place[0]) & pairs["split"].eq(place[1])]):
+        one = tuple(getattr(pair, key) for key in ROW_KEY)
+        other = tuple(getattr(pair, f"other_{key}") for key in ROW_KEY)
+        gap, low, high, p = (getattr(pair, column) for column in DIFFERENCE_COLUMNS[metric])
+        if other == to:
+            found[one] = (gap, low, high, p)
+        elif one == to:
+            found[other] = (-gap, -high, -low, p)
+    return found
 
 
 def score_tables(
@@ -133,8 +179,10 @@ def score_tables(
 
     Returns:
         ``scores.csv`` (one row a row of the comparison and split), ``overall.csv`` (the unweighted
-        mean over splits; ``n_splits``) and ``differences.csv`` (all paired gIoU differences on each
-        split and overall; dataset and split are ``all`` there).
+        mean over splits; ``n_splits``) and ``differences.csv`` (all paired differences of gIoU and of
+        ``fp_share`` on each split and overall; dataset and split are ``all`` there). All are fractions;
+        ``fp_share`` is the share of predicted pixels that lie outside the target, over all expressions of
+        a split, and missing where nothing was predicted.
 
     Raises:
         ValueError: the seeds of a row did not score the same number of expressions.
@@ -156,7 +204,8 @@ def score_tables(
     table = order_rows(pd.DataFrame(split_rows)[list(SCORES_COLUMNS)], context)
     columns = [*ROW_KEY, "protocol", "n_splits", *SCORES_COLUMNS[6:]]
     pair = [*ROW_KEY, *(f"other_{k}" for k in ROW_KEY), "dataset", "split", "protocol"]
-    pairs = pd.DataFrame(differences, columns=[*pair, "giou_difference", "low", "high", "p_value"])
+    measured = [column for columns in DIFFERENCE_COLUMNS.values() for column in columns]
+    pairs = pd.DataFrame(differences, columns=[*pair, *measured])
     return table, order_rows(pd.DataFrame(overall)[columns], context), pairs
 
 

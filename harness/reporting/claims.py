@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from harness.files import read_json
+from harness.reporting.aggregate import DIFFERENCE_COLUMNS, differences_to
 from harness.reporting.context import ROW_KEY, ReportContext, read_csv, row_label, write_text
-from harness.reporting.digest import differences_to
 from harness.reporting.retraining import retraining, variability
 
 __all__ = ["Check", "Claim", "Finding", "claims_page", "find", "rank_interval", "read_claims", "write_claims"]
@@ -26,12 +26,22 @@ scenes, with tiny models, at the effort and on the device named below. It says n
 """
 _MEASURES = {
     "giou": "gIoU minus {other}",
+    "false_positives_saved": "share of predicted pixels outside the target, {other} minus this",
     "tokens_saved": "visual tokens saved against {other}",
     "training_saved": "time of a training step saved against {other}",
     "inference_saved": "time of inference saved against {other}",
     "tokens_follow_objects": "Spearman's ρ of tokens with objects",
 }
-_SPEEDUPS = {"training_saved": "speedup_train", "inference_saved": "speedup_infer"}
+# measures that are paired differences: their metric, and whether more of it is better
+_PAIRED = {"giou": ("giou", True), "false_positives_saved": ("fp_share", False)}
+# table and column of each measure
+_SOURCES = {
+    **{name: ("differences.csv", DIFFERENCE_COLUMNS[metric][0]) for name, (metric, _) in _PAIRED.items()},
+    "tokens_saved": ("overall.csv", "tokens_mean"),
+    "training_saved": ("main.csv", "speedup_train"),
+    "inference_saved": ("main.csv", "speedup_infer"),
+    "tokens_follow_objects": ("tokens.csv", "spearman_rho"),
+}
 _Row = tuple[str, ...]
 
 
@@ -50,7 +60,14 @@ class Check(_Strict):
         at_least: the bar, a fraction.
     """
 
-    measure: Literal["giou", "tokens_saved", "training_saved", "inference_saved", "tokens_follow_objects"]
+    measure: Literal[
+        "giou",
+        "false_positives_saved",
+        "tokens_saved",
+        "training_saved",
+        "inference_saved",
+        "tokens_follow_objects",
+    ]
     study: str
     row: str
     minus: tuple[str, ...] = ()
@@ -99,6 +116,10 @@ class Finding(NamedTuple):
         """With another, independent 95 % interval ``half`` wide to either side."""
         low, high = (math.hypot(self.value - bound, half) for bound in (self.low, self.high))
         return self._replace(low=self.value - low, high=self.value + high)
+
+    def turned(self) -> Finding:
+        """The difference the other way round."""
+        return self._replace(value=-self.value, low=-self.high, high=-self.low)
 
     def verdict(self, at_least: float) -> str:
         """In words; two rows that answered every expression alike tell nothing."""
@@ -159,15 +180,20 @@ def find(test: Check, snapshot: Path) -> Finding:
         told = _one(read_csv(tables / "tokens.csv"), row, f"{tables}/tokens.csv")
         return Finding(*rank_interval(float(told["spearman_rho"]), int(told["n_images"])), "")
     others = [_key(name) for name in test.minus]
-    if test.measure == "giou":
+    if test.measure in _PAIRED:
+        metric, more = _PAIRED[test.measure]
         pairs = read_csv(tables / "differences.csv")
-        gaps = differences_to(pairs[pairs["protocol"].eq(protocol)], row)
+        gaps = differences_to(pairs[pairs["protocol"].eq(protocol)], row, metric)
         missing = [other for other in others if other not in gaps]
         if missing:
             raise ValueError(f"{tables}/differences.csv has no pair of {test.row} and {'.'.join(missing[0])}")
         # the table holds the other minus the row
-        found = [Finding(-gaps[o][0], -gaps[o][2], -gaps[o][1], _label(o)) for o in others]
-        return min(found)
+        found = [Finding(*gaps[o][:3], _label(o)) for o in others]
+        undefined = [f.against for f in found if math.isnan(f.low + f.high)]
+        if undefined:
+            column = _SOURCES[test.measure][1]
+            raise ValueError(f"{tables}/differences.csv has no {column} of {test.row} and {undefined[0]}")
+        return min(f.turned() for f in found) if more else min(found)
     values = []
     for other in others:
         if test.measure == "tokens_saved":
@@ -175,11 +201,11 @@ def find(test: Check, snapshot: Path) -> Finding:
             values.append((1 - ours / theirs, other))
         else:
             main = read_csv(tables / "main.csv")
-            speeds = [_one(main, r, f"{tables}/main.csv")[_SPEEDUPS[test.measure]] for r in (row, other)]
+            speeds = [_one(main, r, f"{tables}/main.csv")[_SOURCES[test.measure][1]] for r in (row, other)]
             values.append((1 - speeds[1] / speeds[0], other))
     value, other = min(values)
     if math.isnan(value):
-        raise ValueError(f"{tables}/main.csv has no {_SPEEDUPS[test.measure]} of {test.row}")
+        raise ValueError(f"{tables}/main.csv has no {_SOURCES[test.measure][1]} of {test.row}")
     return Finding(value, value, value, _label(other))
 
 
@@ -194,7 +220,7 @@ def _said(test: Check, finding: Finding) -> tuple[str, str]:
     """The finding and its bar, in the measure's unit."""
     if test.measure == "tokens_follow_objects":
         return f"{finding.value:.2f} [{finding.low:.2f}, {finding.high:.2f}]", f"{test.at_least:.2f}"
-    unit, sign = ("", "+") if test.measure == "giou" else (" %", "")
+    unit, sign = ("", "+") if test.measure in _PAIRED else (" %", "")
     text = f"{100 * finding.value:{sign}.1f}{unit}"
     if finding.low != finding.high:
         text += f" [{100 * finding.low:{sign}.1f}, {100 * finding.high:{sign}.1f}]"
@@ -205,12 +231,26 @@ def _trained_once(snapshot: Path) -> bool:
     return bool((read_csv(snapshot / "tables" / "overall.csv")["seed_count"] == 1).all())
 
 
+def _unmeasured(claim: Claim, reference: Path) -> str:
+    """Why a claim has no verdict; empty where it has one."""
+    if claim.test is None:
+        return claim.reason
+    tables = reference / claim.test.study / "tables"
+    if not (tables / "overall.csv").is_file():
+        return f"study {claim.test.study} has no snapshot"
+    file, column = _SOURCES[claim.test.measure]
+    if column not in read_csv(tables / file):  # made before the column was
+        return f"not in this snapshot: the {file} of study {claim.test.study} lacks {column}"
+    return ""
+
+
 def claims_page(claims: list[Claim], reference: Path) -> str:
     """The scorecard in Markdown.
 
     Args:
         claims: what is claimed.
-        reference: ``results/reference``; a study without a snapshot there leaves its claims unmeasured.
+        reference: ``results/reference``; a study without a snapshot there leaves its claims unmeasured,
+            and so does a snapshot that is older than the column that a claim is measured by.
     """
     again = retraining(reference / "seeds")
     lines = ["| claim | published | measured here | at least | found | verdict |"]
@@ -218,8 +258,8 @@ def claims_page(claims: list[Claim], reference: Path) -> str:
     studies: dict[str, None] = {}
     for claim in claims:
         test = claim.test
-        if test is None or not (reference / test.study / "tables" / "overall.csv").is_file():
-            reason = claim.reason if test is None else f"study {test.study} has no snapshot"
+        reason = _unmeasured(claim, reference)
+        if test is None or reason:
             lines.append(f"| {claim.claim} | {claim.published} | {reason} | – | – | not measured here |")
             continue
         studies[test.study] = None

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
-
 from harness.files import read_json
+from harness.reporting.aggregate import differences_to
 from harness.reporting.context import ROW_KEY, ReportContext, read_csv, records, row_label, write_text
 from harness.reporting.retraining import variability
 
-__all__ = ["differences_to", "digest", "write_digest"]
+__all__ = ["digest", "write_digest"]
 
 _HEAD = """# Snapshots of finished studies
 
@@ -18,20 +17,6 @@ Written by `svp snapshot`; no number here is typed. Tokens are the mean at the l
 the mean over splits, in per cent, with its 95 % interval (bootstrap over images); a difference is paired over
 images, its p not corrected for the number of rows. Tables and figures of each study lie in its folder.
 """
-_Row = tuple[str, ...]
-
-
-def differences_to(pairs: pd.DataFrame, to: _Row) -> dict[_Row, tuple[float, float, float, float]]:
-    """``giou, low, high, p`` of each row minus ``to``; the table holds each pair once, either way round."""
-    found: dict[_Row, tuple[float, float, float, float]] = {}
-    for pair in records(pairs[pairs["dataset"].eq("all")]):
-        one = (pair.projector, pair.variant, pair.budget)
-        other = (pair.other_projector, pair.other_variant, pair.other_budget)
-        if other == to:
-            found[one] = (pair.giou_difference, pair.low, pair.high, pair.p_value)
-        elif one == to:
-            found[other] = (-pair.giou_difference, -pair.high, -pair.low, pair.p_value)
-    return found
 
 
 def digest(snapshot: Path) -> str:

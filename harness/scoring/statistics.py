@@ -2,15 +2,17 @@
 
 An interval over expressions as if they were independent is too narrow (7.2 expressions an image in
 RefCOCO val; Miller, "Adding Error Bars to Evals", arXiv 2411.00640). gIoU and cIoU are both ratios of
-sums over images (``sum IoU / sum n`` and ``sum I / sum U``), so one bootstrap serves both: images are
-drawn with replacement, the ratio is taken anew, percentiles are the interval. Generators are seeded
-from names, and projectors scored on the same images see the same draws.
+sums over images (``sum IoU / sum n`` and ``sum I / sum U``), and so is the share of predicted pixels
+that are false positives, so one bootstrap serves all: images are drawn with replacement, the ratio is
+taken anew, percentiles are the interval. Generators are seeded from names, and projectors scored on the
+same images see the same draws.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,7 @@ __all__ = [
     "Difference",
     "Interval",
     "Resampler",
+    "Sums",
     "image_sums",
     "paired_difference",
     "spearman",
@@ -51,10 +54,24 @@ class Difference:
     p_value: float
 
 
+class Sums(NamedTuple):
+    """A ratio's parts per image.
+
+    Attributes:
+        numerator: ``[C, S]``.
+        denominator: ``[C, S]``.
+        empty: the ratio where the denominators sum to zero.
+    """
+
+    numerator: Floats
+    denominator: Floats
+    empty: float = 1.0
+
+
 def image_sums(
     scores: pd.DataFrame, images: Sequence[Hashable], columns: Sequence[str] = ("seed",)
-) -> dict[str, tuple[Floats, Floats]]:
-    """Numerators and denominators per image of gIoU and cIoU.
+) -> dict[str, Sums]:
+    """Numerators and denominators per image of gIoU, cIoU and the share of false positives.
 
     Args:
         scores: rows with the score columns.
@@ -63,7 +80,8 @@ def image_sums(
             and seed for an average over splits.
 
     Returns:
-        ``{"giou": (num, den), "ciou": (num, den)}``, each array ``[C, S]``.
+        By metric: ``giou`` and ``ciou``, 1 where a union is empty, as for IoU; and ``fp_share``, the
+        share of the predicted pixels that lie outside the target, NaN where nothing was predicted.
     """
     row = pd.Index(list(images), dtype=object).get_indexer(pd.Index(scores["image_id"], dtype=object))
     if (row < 0).any():
@@ -77,14 +95,17 @@ def image_sums(
         return out
 
     return {
-        "giou": (total(expression_iou(scores)), total(np.ones(len(scores)))),
-        "ciou": (total(scores["intersection"]), total(scores["union"])),
+        "giou": Sums(total(expression_iou(scores)), total(np.ones(len(scores)))),
+        "ciou": Sums(total(scores["intersection"]), total(scores["union"])),
+        "fp_share": Sums(
+            total(scores["pred_area"] - scores["intersection"]), total(scores["pred_area"]), empty=np.nan
+        ),
     }
 
 
-def _mean_ratio(numerator: Floats, denominator: Floats) -> Floats:
-    """Mean over the last axis of ``numerator / denominator``; an empty union counts 1, as for IoU."""
-    ratio = np.divide(numerator, denominator, out=np.ones_like(denominator), where=denominator > 0)
+def _mean_ratio(numerator: Floats, denominator: Floats, empty: float = 1.0) -> Floats:
+    """Mean over the last axis of ``numerator / denominator``, with ``empty`` for each zero denominator."""
+    ratio = np.divide(numerator, denominator, out=np.full_like(denominator, empty), where=denominator > 0)
     return ratio.mean(axis=-1)
 
 
@@ -131,30 +152,32 @@ class Resampler:
             counts = np.bincount(drawn.ravel(), minlength=resamples * size).reshape(resamples, size)
             self.weights[:, members] = counts
 
-    def distribution(self, numerator: Floats, denominator: Floats) -> Floats:
+    def distribution(self, numerator: Floats, denominator: Floats, empty: float = 1.0) -> Floats:
         """``[B]``: the mean over columns of ``sum numerator / sum denominator`` in every resample.
 
         Args:
             numerator: ``[C, S]``.
             denominator: ``[C, S]``.
+            empty: the ratio where the denominators of a column sum to zero.
         """
-        return _mean_ratio(self.weights @ numerator, self.weights @ denominator)
+        return _mean_ratio(self.weights @ numerator, self.weights @ denominator, empty)
 
-    def interval(self, numerator: Floats, denominator: Floats) -> Interval:
-        """The mean ratio with its percentile interval; arrays ``[C, S]``."""
-        value = float(_mean_ratio(numerator.sum(0), denominator.sum(0)))
+    def interval(self, numerator: Floats, denominator: Floats, empty: float = 1.0) -> Interval:
+        """The mean ratio with its percentile interval; arguments as of :meth:`distribution`."""
+        value = float(_mean_ratio(numerator.sum(0), denominator.sum(0), empty))
         if self.strata_sizes.max() < 2:
             return Interval(value, float("nan"), float("nan"))
-        low, high = self._bounds(self.distribution(numerator, denominator))
+        low, high = self._bounds(self.distribution(numerator, denominator, empty))
         return Interval(value, low, high)
 
-    def difference(self, a: tuple[Floats, Floats], b: tuple[Floats, Floats]) -> Difference:
+    def difference(self, a: Sums, b: Sums) -> Difference:
         """``a - b`` of two mean ratios over the same images, resampled together.
 
         The p-value is the two-sided share of resamples on the other side of zero (counting the
         sample itself, so it is never 0).
         """
-        value = float(_mean_ratio(a[0].sum(0), a[1].sum(0)) - _mean_ratio(b[0].sum(0), b[1].sum(0)))
+        ours, theirs = (_mean_ratio(s.numerator.sum(0), s.denominator.sum(0), s.empty) for s in (a, b))
+        value = float(ours - theirs)
         if self.strata_sizes.max() < 2:
             return Difference(value, float("nan"), float("nan"), float("nan"))
         draws = self.distribution(*a) - self.distribution(*b)
@@ -182,7 +205,7 @@ def paired_difference(
     Args:
         a: score rows of one row of the comparison (any number of seeds).
         b: score rows of another.
-        metric: ``giou`` or ``ciou``.
+        metric: ``giou``, ``ciou`` or ``fp_share``.
         resamples: bootstrap resamples over images.
         level: coverage of the interval.
         names: what seeds the generator.

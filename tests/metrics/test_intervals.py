@@ -18,6 +18,8 @@ def make_scores(rng, images=60, per_image=4, seed=0, projector="alpha", shift=0.
             iou = float(np.clip(level + 0.05 * rng.standard_normal(), 0, 1))
             rows.append((image, image, image * 100 + k, int(iou * area), area))
     frame = pd.DataFrame(rows, columns=["image_id", "ref_id", "sent_id", "intersection", "union"])
+    frame["pred_area"] = frame["union"] - frame["image_id"] % 3  # of which the intersection is a part or all
+    frame["pred_area"] = frame[["pred_area", "intersection"]].max(axis=1)
     return frame.assign(dataset="toy", split="val", projector=projector, seed=seed, status="ok")
 
 
@@ -26,7 +28,12 @@ def test_distribution_equals_a_plain_loop_over_the_same_draws():
     images = sorted(set(scores["image_id"]))
     resampler = Resampler(images, names=["x"], resamples=40)
     sums = image_sums(scores, images)
-    for metric in ("giou", "ciou"):
+    parts = {
+        "giou": lambda row: (row.intersection / row.union, 1),
+        "ciou": lambda row: (row.intersection, row.union),
+        "fp_share": lambda row: (row.pred_area - row.intersection, row.pred_area),
+    }
+    for metric, of in parts.items():
         got = resampler.distribution(*sums[metric])
         for b in range(40):
             values = []
@@ -34,8 +41,8 @@ def test_distribution_equals_a_plain_loop_over_the_same_draws():
                 top = bottom = 0.0
                 for row in scores[scores["seed"] == seed].itertuples():
                     times = resampler.weights[b, images.index(row.image_id)]
-                    top += times * (row.intersection / row.union if metric == "giou" else row.intersection)
-                    bottom += times * (1 if metric == "giou" else row.union)
+                    top += times * of(row)[0]
+                    bottom += times * of(row)[1]
                 values.append(top / bottom)
             assert got[b] == pytest.approx(sum(values) / 2, abs=1e-12)
 
@@ -44,7 +51,7 @@ def test_distribution_equals_a_plain_loop_over_the_same_draws():
 def test_interval_agrees_with_scipy(metric):
     scores = make_scores(np.random.default_rng(1))
     images = sorted(set(scores["image_id"]))
-    num, den = image_sums(scores, images)[metric]
+    num, den, _ = image_sums(scores, images)[metric]
     ours = Resampler(images, names=["scipy"], resamples=8000).interval(num, den)
     theirs = stats.bootstrap(
         (num[:, 0], den[:, 0]),

@@ -16,7 +16,8 @@ from harness.reporting.claims import (
     rank_interval,
     read_claims,
 )
-from harness.reporting.context import read_csv
+from harness.reporting.context import read_csv, write_csv
+from harness.reporting.digest import write_digest
 from harness.reporting.retraining import retraining
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +70,51 @@ def test_savings_against_worked_out_shares(reference):
     assert inference.value == pytest.approx(1 - 1 / 1.1, abs=1e-3)
     with pytest.raises(ValueError, match="no speedup_train of coin_flip"):
         measured(reference, measure="training_saved", row="coin_flip..36", minus=["dense"])
+
+
+def test_false_positives_are_compared_with_those_of_the_row_that_has_fewest(reference):
+    """Made up: a prediction lies wholly in its target, so that only what is added here is off it."""
+    tables = reference / "default" / "tables"
+    pairs = read_csv(tables / "differences.csv")
+    # dense stands before both pools in the table, pool at 36 before pool at 9
+    shares = {("dense", "36"): (-0.03, -0.05, -0.01), ("dense", "9"): (-0.02, -0.025, 0.001)}
+    shares["pool", "9"] = (0.01, -0.002, 0.02)
+    for (ours, budget), found in shares.items():
+        is_pair = pairs["projector"].eq(ours) & pairs["other_projector"].eq("pool")
+        is_pair &= pairs["other_budget"].eq(budget) & pairs["dataset"].eq("all")
+        assert is_pair.sum() == 1
+        pairs.loc[is_pair, ["fp_share_difference", "fp_share_low", "fp_share_high"]] = found
+    write_csv(tables / "differences.csv", pairs)
+    kind = {"measure": "false_positives_saved"}
+    found = measured(reference, **kind, row="dense", minus=["pool..36", "pool..9"])
+    assert found == (pytest.approx(0.02), pytest.approx(-0.001), pytest.approx(0.025), "pool @9")
+    back = measured(reference, **kind, row="pool..36", minus=["dense"])
+    assert back[:3] == pytest.approx((-0.03, -0.05, -0.01)) and back.verdict(0) == "not reproduced here"
+    test = {**kind, "study": "default", "row": "dense", "minus": ["pool..36"], "at_least": 0}
+    page = claims_page([Claim(claim="cleaner", published="less", test=test)], reference)
+    assert "outside the target, pool @36 minus this, of dense" in page
+    assert "| +0.0 | +3.0 [+1.0, +5.0] | **reproduced here** |" in page
+    pairs["fp_share_low"] = math.nan
+    write_csv(tables / "differences.csv", pairs)
+    with pytest.raises(ValueError, match="no fp_share_difference of dense and pool @9"):
+        measured(reference, **kind, row="dense", minus=["pool..9"])
+
+
+def test_a_snapshot_older_than_a_column_leaves_its_claim_unmeasured(reference):
+    tables = reference / "default" / "tables"
+    for name in ("scores", "overall", "main", "differences"):
+        table = read_csv(tables / f"{name}.csv")
+        write_csv(tables / f"{name}.csv", table.drop(columns=[c for c in table if c.startswith("fp_share")]))
+    test = {"study": "default", "row": "dense", "minus": ["pool..36"], "at_least": 0}
+    claims = [
+        Claim(claim=measure, published="so", test={**test, "measure": measure})
+        for measure in ("giou", "false_positives_saved")
+    ]
+    giou, false = [line for line in claims_page(claims, reference).splitlines() if line.startswith("| ")][1:]
+    assert "gIoU minus pool @36" in giou
+    assert "not in this snapshot: the differences.csv of study default lacks fp_share_difference" in false
+    assert false.endswith("not measured here |")
+    assert "## default" in write_digest(reference).read_text()
 
 
 def test_a_rank_correlation_gets_its_interval(reference):

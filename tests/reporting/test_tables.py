@@ -16,8 +16,8 @@ from harness.scoring.metrics import SCORE_COLUMNS
 
 CONTRACT_SCORES = (
     "projector, variant, budget, dataset, split, protocol, giou, giou_low, giou_high, giou_sd, ciou, "
-    "ciou_low, ciou_high, p50, p60, p70, p80, p90, n_expressions, n_images, tokens_mean, tokens_p5, "
-    "tokens_p95, seed_count, status"
+    "ciou_low, ciou_high, p50, p60, p70, p80, p90, fp_share, n_expressions, n_images, tokens_mean, "
+    "tokens_p5, tokens_p95, seed_count, status"
 ).split(", ")
 CONTRACT_EFFICIENCY = (
     "projector, variant, budget, stage, case, batch, median_ms, iqr_ms, flops, bound_ms, roofline_fraction, "
@@ -98,6 +98,45 @@ def test_golden_table_by_hand():
     assert row["giou_low"] == pytest.approx(0.5) and row["giou_high"] == pytest.approx(0.625)
     single = scores.set_index(["projector", "split"]).loc[("one", "testA")]
     assert pd.isna(single["giou_low"]) and pd.isna(single["giou_high"])
+
+
+def test_false_positives_by_hand():
+    """``one`` predicts pixels off the target, more of them in seed 1; ``two`` predicts all of its target."""
+    rows = golden_rows()
+    # (projector, seed, sent) -> predicted pixels; what is left out are the intersection's
+    wider = {("one", 0, 1): 60, ("one", 1, 1): 110, ("one", 1, 4): 80, ("two", 0, 3): 30, ("two", 0, 4): 5}
+    key = zip(rows["projector"], rows["seed"], rows["sent_id"], strict=True)
+    rows["pred_area"] = [wider.get(k, area) for k, area in zip(key, rows["pred_area"], strict=True)]
+    ours = ReportContext(study="golden", data="synthetic", resamples=400)
+    scores, overall, pairs = score_tables(rows, ours)
+    share = scores.set_index(["projector", "split"])["fp_share"]
+    # val, predicted: seed 0 60 + 30 + 0, of which 80 hit; seed 1 110 + 10 + 60, of which 170 hit
+    assert share["one", "val"] == pytest.approx((10 / 90 + 10 / 180) / 2)
+    # testA: seed 0 20 of 20 hit; seed 1 60 of 80
+    assert share["one", "testA"] == pytest.approx((0 + 20 / 80) / 2)
+    assert share["two", "val"] == pytest.approx(15 / 160) and share["two", "testA"] == 1
+    mean = overall.set_index("projector")["fp_share"]
+    assert mean["one"] == pytest.approx((10 / 90 + 10 / 180 + 20 / 80) / 4)
+    assert mean["two"] == pytest.approx((15 / 160 + 1) / 2)
+    gap = pairs[pairs["split"].eq("all")].iloc[0]
+    assert gap["fp_share_difference"] == pytest.approx(mean["one"] - mean["two"])
+    # val's two photographs are drawn with replacement: the second alone has no false positive in one
+    # (0/60 in seed 1), but in seed 0 no predicted pixel either, and a share of nothing is not defined
+    assert pd.isna(gap["fp_share_low"]) and pd.isna(gap["fp_share_p_value"]) and gap["low"] < gap["high"]
+    rows.loc[rows["projector"].eq("one") & rows["seed"].eq(0) & rows["sent_id"].eq(3), "pred_area"] = 10
+    val = score_tables(rows, ours)[2].set_index("split").loc["val"]
+    # of one: photograph 1 alone 10/90 and 10/120, 2 alone 10/10 and 0/60; of two: 0/130 and 15/30
+    assert val["fp_share_low"] == pytest.approx((1 + 0) / 2 - 15 / 30)
+    assert val["fp_share_high"] == pytest.approx((10 / 90 + 10 / 120) / 2)
+
+
+def test_where_nothing_was_predicted_no_pixel_can_be_false():
+    rows = golden_rows()
+    rows.loc[rows["split"].eq("testA") & rows["projector"].eq("two"), ["pred_area", "intersection"]] = 0
+    scores, overall, _ = score_tables(rows, ReportContext(study="golden", data="synthetic", resamples=20))
+    share = scores.set_index(["projector", "split"])["fp_share"]
+    assert pd.isna(share["two", "testA"]) and share["two", "val"] == 0
+    assert pd.isna(overall.set_index("projector").loc["two", "fp_share"])
 
 
 def test_columns_and_key_are_the_contract(tables):
@@ -272,7 +311,7 @@ def test_failures_are_said(made_up, tmp_path):
     assert "failed: 72 of 72 expressions (out of memory)" in text
     assert cell(text, "pool", "toy val") != "failed"
     scores = read_csv(out / "scores.csv").set_index(["projector", "budget", "dataset", "split"])
-    assert pd.isna(scores.loc[("dense", "auto", "toy", "val"), "giou"])
+    assert scores.loc[("dense", "auto", "toy", "val"), ["giou", "fp_share"]].isna().all()
     assert scores.loc[("pool", "9", "toy", "val"), "status"] == "failed: 2 of 72 expressions (no image)"
 
 
