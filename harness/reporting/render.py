@@ -1,9 +1,10 @@
 r"""The main table for people: Markdown and LaTeX from the same frames as ``main.csv``.
 
 One row a row of the comparison, grouped by budget with the controls apart; one column a split, gIoU
-with cIoU in brackets, and the mean gIoU over splits with its interval. Best and second are marked
-among compared projectors only, at the printed precision (ties share a mark), never among controls
-or failures, never where the data is too small to rank anything.
+with cIoU in brackets, and the mean gIoU over splits with its interval. The best gIoU is marked with
+every one that is not told apart from it, the best cIoU alone; among compared projectors only, never
+among controls or failures, never where the data is too small to rank anything. Values that are printed
+alike share a mark.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.reporting.aggregate import DIFFERENCE_COLUMNS, differences_to
 from harness.reporting.context import ROW_KEY, ReportContext, order_rows, records, row_label, split_order
 
 __all__ = ["RANKABLE_EXPRESSIONS", "caption", "main_markdown", "main_tex"]
@@ -30,18 +32,16 @@ OWN = "own token count"
 class _Style:
     """How one output format writes a cell."""
 
-    best: Callable[[str], str]
-    second: Callable[[str], str]
+    bold: Callable[[str], str]
     times: str
     pm: str
     dash: str
     dagger: str
 
 
-_MARKDOWN = _Style(lambda s: f"**{s}**", lambda s: f"_{s}_", "×", "±", "–", "†")
+_MARKDOWN = _Style(lambda s: f"**{s}**", "×", "±", "–", "†")
 _TEX = _Style(
     lambda s: rf"\textbf{{{s}}}",
-    lambda s: rf"\underline{{{s}}}",
     r"$\times$",
     r"{\scriptsize$\,\pm\,$}",
     "--",
@@ -64,17 +64,29 @@ def _rankable(main: pd.DataFrame, context: ReportContext) -> bool:
     return context.data == "synthetic" or int(main["n_expressions"].min()) >= RANKABLE_EXPRESSIONS
 
 
-def _marks(table: pd.DataFrame, metric: str, context: ReportContext) -> dict[tuple, str]:
-    """``best`` or ``second`` by row key; ``table`` holds one row a row of the comparison."""
-    eligible = table[~table["projector"].isin(context.controls) & table["status"].eq("ok")]
-    printed = {
-        key: _percent(v) for key, v in zip(_keys(eligible), eligible[metric], strict=True) if pd.notna(v)
-    }
-    levels = sorted({float(v) for v in printed.values()}, reverse=True)
-    if len(printed) < 2:
-        return {}
-    names = dict(zip(levels, ("best", "second"), strict=False))
-    return {key: names[float(v)] for key, v in printed.items() if float(v) in names}
+def _marked(
+    table: pd.DataFrame, metric: str, pairs: pd.DataFrame, place: tuple[str, str], context: ReportContext
+) -> set[tuple]:
+    """The best row and those not told apart from it, as far as differences of ``metric`` are known.
+
+    Args:
+        table: one row a row of the comparison.
+        metric: ``giou`` or ``ciou``.
+        pairs: the frame of ``differences.csv``, one protocol; rows without a pair are told apart.
+        place: dataset and split, ``all`` for the mean over splits.
+        context: says which rows are controls.
+    """
+    measured = table["status"].eq("ok") & table[metric].notna()
+    eligible = table[~table["projector"].isin(context.controls) & measured]
+    if len(eligible) < 2:
+        return set()
+    values = dict(zip(_keys(eligible), eligible[metric], strict=True))
+    best = max(values, key=lambda key: values[key])
+    marked = {key for key, value in values.items() if _percent(value) == _percent(values[best])}
+    if metric in DIFFERENCE_COLUMNS:
+        gaps = differences_to(pairs, best, metric, place)
+        marked |= {key for key in values if key in gaps and gaps[key][1] <= 0 <= gaps[key][2]}
+    return marked
 
 
 def _keys(table: pd.DataFrame) -> list[tuple]:
@@ -85,40 +97,31 @@ def _name(row: Any) -> str:
     return row_label(row.projector, row.variant, row.budget, with_budget=True)
 
 
-def _number(row: Any, metric: str, marks: dict[tuple, str], style: _Style) -> str:
+def _number(row: Any, metric: str, marked: set[tuple], style: _Style) -> str:
     text = _percent(getattr(row, metric))
-    mark = marks.get((row.projector, row.variant, row.budget))
-    return style.best(text) if mark == "best" else style.second(text) if mark == "second" else text
+    return style.bold(text) if (row.projector, row.variant, row.budget) in marked else text
 
 
-def _split_column(
-    table: pd.DataFrame, ranked: bool, context: ReportContext, style: _Style
-) -> dict[tuple, str]:
-    """``gIoU (cIoU)`` of one split by row key."""
-    marks = {m: _marks(table, m, context) if ranked else {} for m in ("giou", "ciou")}
+def _split_column(table: pd.DataFrame, marked: dict[str, set[tuple]], style: _Style) -> dict[tuple, str]:
+    """``gIoU (cIoU)`` of one split by row key; ``marked`` rows by metric."""
     out = {}
     for row in records(table):
         text = "failed"
         if pd.notna(row.giou):
-            text = (
-                f"{_number(row, 'giou', marks['giou'], style)} ({_number(row, 'ciou', marks['ciou'], style)})"
-            )
-            text += "" if row.status == "ok" else style.dagger
+            giou, ciou = (_number(row, metric, marked[metric], style) for metric in ("giou", "ciou"))
+            text = f"{giou} ({ciou})" + ("" if row.status == "ok" else style.dagger)
         out[row.projector, row.variant, row.budget] = text
     return out
 
 
-def _mean_column(
-    table: pd.DataFrame, ranked: bool, context: ReportContext, style: _Style
-) -> dict[tuple, str]:
+def _mean_column(table: pd.DataFrame, marked: set[tuple], style: _Style) -> dict[tuple, str]:
     """Mean gIoU over splits with half its interval's width, by row key."""
-    marks = _marks(table, "giou", context) if ranked else {}
     out = {}
     for row in records(table):
         text = "failed"
         if pd.notna(row.giou):
             half = (row.giou_high - row.giou_low) / 2
-            text = _number(row, "giou", marks, style)
+            text = _number(row, "giou", marked, style)
             text += "" if pd.isna(half) else f" {style.pm}{_percent(half)}"
         out[row.projector, row.variant, row.budget] = text
     return out
@@ -139,9 +142,14 @@ def group_of(projector: str, budget: str, context: ReportContext) -> str:
     return f"{budget} tokens" if budget != "auto" else OWN
 
 
-def _wide(main: pd.DataFrame, overall: pd.DataFrame, context: ReportContext, style: _Style) -> pd.DataFrame:
-    """All text: index ``(group, label)``, columns ``(upper, lower)``."""
-    ranked = _rankable(main, context)
+def _wide(
+    main: pd.DataFrame, overall: pd.DataFrame, pairs: pd.DataFrame, context: ReportContext, style: _Style
+) -> pd.DataFrame:
+    """All text: index ``(group, label)``, columns ``(upper, lower)``; all frames of one protocol."""
+
+    def marked(table: pd.DataFrame, metric: str, place: tuple[str, str] = ("all", "all")) -> set[tuple]:
+        return _marked(table, metric, pairs, place, context) if _rankable(main, context) else set()
+
     columns: dict[tuple[str, str], dict[tuple, str]] = {}
     inside = _layer_tokens(main)
     columns["tokens", "mean [p5, p95]"] = {
@@ -152,10 +160,11 @@ def _wide(main: pd.DataFrame, overall: pd.DataFrame, context: ReportContext, sty
             _keys(overall), overall["tokens_mean"], overall["tokens_p5"], overall["tokens_p95"], strict=True
         )
     }
-    columns["mean gIoU", "over splits"] = _mean_column(overall, ranked, context, style)
+    columns["mean gIoU", "over splits"] = _mean_column(overall, marked(overall, "giou"), style)
     for dataset, split in split_order(list(zip(main["dataset"], main["split"], strict=True))):
         part = main[main["dataset"].eq(dataset) & main["split"].eq(split)]
-        columns[dataset, split] = _split_column(part, ranked, context, style)
+        marks = {metric: marked(part, metric, (dataset, split)) for metric in ("giou", "ciou")}
+        columns[dataset, split] = _split_column(part, marks, style)
     heads = main.drop_duplicates(list(ROW_KEY))
     for column, title in (("speedup_infer", "inference"), ("speedup_train", "training")):
         texts = [style.dash if pd.isna(v) else f"{v:.2f}{style.times}" for v in heads[column]]
@@ -219,6 +228,16 @@ def caption(main: pd.DataFrame, context: ReportContext) -> str:
     return " ".join(p for p in parts if p)
 
 
+def _legend(main: pd.DataFrame, context: ReportContext) -> list[str]:
+    """What the marks mean; nothing where no row is marked."""
+    if not _rankable(main, context):
+        return []
+    return [
+        "Bold: best, and what is not told apart from it (95 % interval of the paired gIoU difference holds "
+        "0; of cIoU the best alone), among projectors (controls are never ranked)."
+    ]
+
+
 def _footnotes(main: pd.DataFrame, context: ReportContext) -> list[str]:
     out = list(context.notes)
     failed = main[main["status"] != "ok"]
@@ -254,19 +273,25 @@ def training_notes(parameters: pd.DataFrame) -> list[str]:
 
 
 def main_markdown(
-    main: pd.DataFrame, overall: pd.DataFrame, context: ReportContext, notes: list[str] | None = None
+    main: pd.DataFrame,
+    overall: pd.DataFrame,
+    differences: pd.DataFrame,
+    context: ReportContext,
+    notes: list[str] | None = None,
 ) -> str:
     """The main table in Markdown, a table for each protocol.
 
     Args:
         main: the frame of ``main.csv``.
         overall: the frame of ``overall.csv``.
+        differences: the frame of ``differences.csv``; tells which rows share the mark of the best.
         context: captions, controls and order.
         notes: further footnotes.
     """
     lines = [f"# {context.title or context.study}{' (quick)' if context.effort == 'quick' else ''}", ""]
     for protocol, part in main.groupby("protocol", sort=True):
-        frame = _wide(part, overall[overall["protocol"].eq(protocol)], context, _MARKDOWN)
+        means, pairs = (table[table["protocol"].eq(protocol)] for table in (overall, differences))
+        frame = _wide(part, means, pairs, context, _MARKDOWN)
         heads = ["projector", *(" ".join(h) for h in frame.columns)]
         lines += [""] if lines[-1] else []
         lines += [f"Protocol `{protocol}`. {caption(part, context)}", "", f"| {' | '.join(heads)} |"]
@@ -277,15 +302,18 @@ def main_markdown(
                 group = this
                 lines.append(f"| *{group}* |" + "  |" * len(frame.columns))
             lines.append(f"| {label} | {' | '.join(row)} |")
-        if _rankable(part, context):
-            lines += ["", "Bold: best, italic: second, among projectors (controls are never ranked)."]
+        lines += [text for sentence in _legend(part, context) for text in ("", sentence)]
         lines += ["", *(f"- {note}" for note in _footnotes(part, context))]
     lines += [f"- {note}" for note in notes or []]
     return "\n".join(lines)
 
 
 def main_tex(
-    main: pd.DataFrame, overall: pd.DataFrame, context: ReportContext, notes: list[str] | None = None
+    main: pd.DataFrame,
+    overall: pd.DataFrame,
+    differences: pd.DataFrame,
+    context: ReportContext,
+    notes: list[str] | None = None,
 ) -> str:
     r"""The main table in LaTeX (``booktabs``, ``graphicx``), one ``table*`` for each protocol.
 
@@ -293,8 +321,10 @@ def main_tex(
     """
     out = [r"% needs \usepackage{booktabs, graphicx}"]
     for protocol, part in main.groupby("protocol", sort=True):
-        frame = _wide(part, overall[overall["protocol"].eq(protocol)], context, _TEX)
-        words = " ".join([caption(part, context), *_footnotes(part, context), *(notes or [])])
+        means, pairs = (table[table["protocol"].eq(protocol)] for table in (overall, differences))
+        frame = _wide(part, means, pairs, context, _TEX)
+        under = [*_legend(part, context), *_footnotes(part, context), *(notes or [])]
+        words = " ".join([caption(part, context), *under])
         styler = frame.style.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
         text = styler.to_latex(
             hrules=True,

@@ -179,9 +179,9 @@ def tables_stage(
         *training_notes(order_rows(parameters, context)),
         *adaptivity_notes(order_rows(tokens, context), context),
     ]
-    markdown = main_markdown(main, overall, context, notes)
+    markdown = main_markdown(main, overall, differences, context, notes)
     if context.data == "real" and context.published:
         markdown += "".join("\n\n" + published_markdown(context.published, main, m) for m in ("giou", "ciou"))
     write_text(out / "main.md", markdown)
-    write_text(out / "main.tex", main_tex(main, overall, context, notes))
+    write_text(out / "main.tex", main_tex(main, overall, differences, context, notes))
     write_text(out / "context.json", canonical_context(context))

@@ -6,11 +6,12 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from made_up_study import make_study
 from scipy import stats
 
 from harness.reporting.aggregate import score_tables
 from harness.reporting.context import ReportContext, order_rows, read_csv, split_order
-from harness.reporting.render import adaptivity_notes
+from harness.reporting.render import adaptivity_notes, main_markdown, main_tex
 from harness.reporting.tables import TABLE_FILES, tables_stage
 from harness.scoring.metrics import SCORE_COLUMNS
 
@@ -233,33 +234,100 @@ def test_rows_of_the_very_same_counts_share_a_sentence():
     ]
 
 
-def test_markdown_marks_best_and_second_and_never_a_control(made_up, tables):
+def test_bold_are_the_best_and_what_is_not_told_apart_from_it_and_never_a_control():
+    key = ["projector", "variant", "budget"]
+    # mean over splits, and on val; cIoU is a point less
+    giou = {"pool": (0.437, 0.440), "dense": (0.459, 0.445), "mean": (0.446, 0.455), "last": (0.40, 0.41)}
+    giou |= {"coin_flip": (0.458, 0.454)}
+    rows = pd.DataFrame([[name, "base", "auto"] for name in giou], columns=key)
+    rows = rows.assign(protocol="full", status="ok", seed_count=1, n_expressions=9, giou_sd=np.nan)
+    rows = rows.assign(tokens_mean=9.0, tokens_p5=9.0, tokens_p95=9.0)
+    frames = []
+    for k in (0, 1):
+        value = pd.Series([v[k] for v in giou.values()])
+        bounds = {"giou_low": value - 0.01, "giou_high": value + 0.01}
+        frames.append(rows.assign(giou=value, ciou=value - 0.01, **bounds))
+    overall, val = frames[0].assign(n_splits=1), frames[1].assign(dataset="toy", split="val")
+    # (place, row, other) -> interval of row minus other: dense is best on the mean, mean on val
+    found = {
+        ("all", "pool", "dense"): (-0.030, -0.014),
+        ("all", "dense", "mean"): (-0.001, 0.027),
+        ("all", "dense", "last"): (0.04, 0.08),
+        ("all", "dense", "coin_flip"): (-0.01, 0.012),
+        ("all", "pool", "mean"): (-0.02, 0.01),  # neither is the best
+        ("val", "pool", "mean"): (-0.033, 0.0),
+        ("val", "dense", "mean"): (-0.020, -0.001),
+        ("val", "mean", "last"): (0.03, 0.06),
+        ("val", "mean", "coin_flip"): (-0.01, 0.012),
+        ("val", "pool", "dense"): (-0.02, 0.01),
+    }
+    pairs = pd.DataFrame(
+        [
+            [
+                row,
+                "base",
+                "auto",
+                other,
+                "base",
+                "auto",
+                place.replace("val", "toy"),
+                place,
+                "full",
+                low,
+                high,
+            ]
+            for (place, row, other), (low, high) in found.items()
+        ],
+        columns=[*key, *(f"other_{k}" for k in key), "dataset", "split", "protocol", "low", "high"],
+    ).assign(giou_difference=0.0, p_value=0.5)
+    ours = ReportContext(study="s", data="synthetic", controls=("coin_flip",))
+    text = markdown(val, overall, pairs, ours)
+    expected = {
+        "dense": ("**45.9** ±1.0", "44.5 (43.5)"),
+        "mean": ("**44.6** ±1.0", "**45.5** (**44.5**)"),
+        "pool": ("43.7 ±1.0", "**44.0** (43.0)"),
+        "last": ("40.0 ±1.0", "41.0 (40.0)"),
+        "coin_flip": ("45.8 ±1.0", "45.4 (44.4)"),
+    }
+    columns = ("mean gIoU over splits", "toy val")
+    assert {name: tuple(cell(text, name, column) for column in columns) for name in giou} == expected
+    legend = "Bold: best, and what is not told apart from it (95 % interval of the paired gIoU difference"
+    assert text.count(legend) == 1
+    main = val.assign(speedup_infer=np.nan, speedup_train=np.nan, parameters=pd.NA)
+    latex = main_tex(main, overall, pairs, ours)
+    bold = re.findall(r"\\textbf\{([\d.]+)\}", latex)
+    assert sorted(bold) == ["44.0", "44.5", "44.6", "45.5", "45.9"]
+    assert "underline" not in latex and "what is not told apart from it" in " ".join(latex.split())
+
+
+def test_the_tables_stage_marks_by_its_own_differences(tmp_path):
+    rows = {("dense", "base", "auto"): (0.66, 144), ("twin", "base", "auto"): (0.66, 144)}
+    rows[("worse", "base", "auto")] = (0.5, 144)
+    out = write(make_study(tmp_path, rows=rows), tmp_path / "tables")
+    overall = read_csv(out / "overall.csv").set_index("projector")["giou"]
+    assert f"{overall['dense']:.3f}" != f"{overall['twin']:.3f}"  # no tie in print
+    text = (out / "main.md").read_text()
+    bold = {name: cell(text, name, "mean gIoU over splits").startswith("**") for name in overall.index}
+    assert bold == {"dense": True, "twin": True, "worse": False}
+
+
+def test_groups_and_caption_of_the_markdown_table(tables):
     text = (tables / "main.md").read_text()
-    scores = read_csv(tables / "scores.csv")
-    part = scores[
-        (scores["dataset"] == "toy") & (scores["split"] == "val") & (scores["projector"] != "coin_flip")
-    ]
-    ranked = part.sort_values("giou", ascending=False)
-    labels = [
-        r.projector if r.variant == "base" else f"{r.projector} ({r.variant})" for r in ranked.itertuples()
-    ]
-    assert cell(text, labels[0], "toy val").startswith(f"**{100 * ranked['giou'].iloc[0]:.1f}**")
-    assert cell(text, labels[1], "toy val").startswith(f"_{100 * ranked['giou'].iloc[1]:.1f}_")
-    assert "*" not in cell(text, "coin_flip @36", "toy val")
     assert text.index("*controls*") > text.index("*9 tokens*") > text.index("*36 tokens*")
     assert "Synthetic scenes" in text and "Effort: quick" in text and "Superpixels: made up." in text
     assert cell(text, "dense", "speed-up inference") == "1.00×"
+
+
+def markdown(scores, overall, differences, context):
+    main = scores.assign(speedup_infer=np.nan, speedup_train=np.nan, parameters=pd.NA)
+    return main_markdown(main, overall, differences, context)
 
 
 def test_ties_share_the_mark():
     rows = golden_rows()
     rows = pd.concat([rows, rows[rows["projector"] == "one"].assign(projector="twin")])
     ours = ReportContext(study="golden", data="synthetic", resamples=20)
-    scores, overall, _ = score_tables(rows, ours)
-    from harness.reporting.render import main_markdown
-
-    main = scores.assign(speedup_infer=np.nan, speedup_train=np.nan, parameters=pd.NA)
-    text = main_markdown(main, overall, ours)
+    text = markdown(*score_tables(rows, ours), ours)
     assert cell(text, "one", "toy testA") == cell(text, "twin", "toy testA") == "**50.0** (**50.0**)"
 
 
@@ -267,7 +335,7 @@ def test_small_real_data_ranks_nothing(made_up, tmp_path):
     out = write(made_up, tmp_path, data="real")
     text = (out / "main.md").read_text()
     assert "too small to rank anything: 288 expressions" in text
-    assert "**" not in text and "\\textbf" not in (out / "main.tex").read_text()
+    assert "Bold" not in text and "**" not in text and "\\textbf" not in (out / "main.tex").read_text()
 
 
 def test_latex_is_well_formed(tables):
