@@ -22,6 +22,9 @@ def compare(
 ) -> None:
     """Say how far two runs of a study agree, row by row: yours and a snapshot, or two machines'.
 
+    A row that scores alike to the last digit in every split is the same trained run, not a second one
+    (studies share runs), and is left out.
+
     Args:
         first: ``results/STUDY``, or a snapshot, ``results/reference/STUDY``.
         second: the other run of it.
@@ -45,6 +48,7 @@ def compare(
         **{name: round(getattr(found, name), 6) for name in ("shift", "sd", "spearman")},
         "seed_half": round(again.half, 6) if again else None,
         "told": found.told,
+        "same_run": found.same.to_dict("records"),
         "rows": json_module.loads(found.rows.round(6).to_json(orient="records")),
     }
     if out is not None:
@@ -57,6 +61,7 @@ def compare(
     for row in found.rows.to_dict("records"):
         moved = (row["first"], row["second"], row["difference"])
         lines.append(f"{label(row):28} {100 * moved[0]:6.1f} {100 * moved[1]:6.1f} {100 * moved[2]:+6.1f}")
+    lines += [f"{label(row):28} the same trained run" for row in found.same.to_dict("records")]
     lines += ["", found.told]
     if again is not None and far is not None:
         names = ", ".join(label(row) for row in far.to_dict("records")) or "none"

@@ -26,20 +26,25 @@ class Agreement(NamedTuple):
         sd: of one row trained once, beside that shift: the standard deviation of the differences by the
             root of two, as both runs vary.
         spearman: rank correlation of the rows.
+        same: ``projector, variant, budget`` of the rows left out, as both folders hold one trained run.
     """
 
     rows: pd.DataFrame
     shift: float
     sd: float
     spearman: float
+    same: pd.DataFrame
 
     @property
     def told(self) -> str:
         """In words, in points of gIoU."""
+        left_out = ""
+        if len(self.same):
+            left_out = f" Left out were {len(self.same)} rows: the same trained run, not a second one."
         return (
             f"The order of its {len(self.rows)} trained rows agrees with Spearman's ρ = {self.spearman:.2f}; "
             f"all moved by {100 * self.shift:+.1f} points of gIoU together, and beside that a row trained "
-            f"once has a standard deviation of {100 * self.sd:.2f}."
+            f"once has a standard deviation of {100 * self.sd:.2f}.{left_out}"
         )
 
 
@@ -56,6 +61,18 @@ def trained_giou(folder: Path) -> pd.Series:
     return own.merge(names, on=_KEY, validate="one_to_one").set_index(_KEY)["giou"]
 
 
+def _same_run(first: Path, second: Path) -> pd.DataFrame:
+    """``projector, variant, budget`` of rows that score alike to the last digit in every split of both."""
+    scores = []
+    for folder in (first, second):
+        main = read_csv(folder / "tables" / "main.csv")
+        own = main[main["protocol"].eq(main["protocol"].iloc[0])]
+        scores.append(own.set_index([*_KEY, "dataset", "split"])[["giou", "ciou"]])
+    ours, theirs = scores[0].align(scores[1], join="inner", axis=0)
+    alike = ours.eq(theirs).all(axis=1).groupby(level=_KEY).all()
+    return alike[alike].index.to_frame(index=False)
+
+
 def agreement(first: Path, second: Path) -> Agreement:
     """Of two runs, by the first protocol of each.
 
@@ -64,15 +81,27 @@ def agreement(first: Path, second: Path) -> Agreement:
         second: another.
 
     Raises:
-        ValueError: one has no tables; or they share fewer than three trained rows.
+        ValueError: one has no tables; or they share fewer than three rows that each of them trained.
     """
     both = pd.concat({"first": trained_giou(first), "second": trained_giou(second)}, axis=1, join="inner")
+    shared = len(both)
+    same = _same_run(first, second).merge(both.index.to_frame(index=False))
+    both = both.drop(index=list(same.itertuples(index=False, name=None)))
+    if shared and both.empty:
+        raise ValueError(
+            f"all trained rows that {first} and {second} share ({shared}) score alike to the last digit: the "
+            "same trained runs, not second ones; run the second with `share_runs: false` or in another clone"
+        )
     if len(both) < 3:
-        raise ValueError(f"{first} and {second} share {len(both)} trained rows; three can be compared")
+        left_out = f", beside {len(same)} that are the same trained run" if len(same) else ""
+        raise ValueError(
+            f"{first} and {second} share {len(both)} trained rows{left_out}; three can be compared"
+        )
     both["difference"] = both["second"] - both["first"]
     rho = stats.spearmanr(both["first"], both["second"]).statistic
     difference = both["difference"]
-    return Agreement(both.reset_index(), difference.mean(), difference.std() / math.sqrt(2), float(rho))
+    sd = difference.std() / math.sqrt(2)
+    return Agreement(both.reset_index(), difference.mean(), sd, float(rho), same)
 
 
 def beyond(found: Agreement, half: float) -> pd.DataFrame:

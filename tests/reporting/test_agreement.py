@@ -1,18 +1,20 @@
 """Two runs of a study: shift, spread and rank correlation, worked out by hand."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from made_up_study import MADE_BY
 
 from harness.commands.compare import compare
-from harness.reporting.agreement import agreement, beyond
+from harness.reporting.agreement import agreement, beyond, reruns
 from harness.reporting.digest import write_digest
 from harness.reporting.retraining import pretrained_again, variability
 
 # text_blind acts on a trained row: it was not trained, and has no learning rate
-RATES = {"svp": 0.1, "mlp": 0.1, "avg_pool": 0.1, "text_blind": None}
+RATES = {"svp": 0.1, "mlp": 0.1, "avg_pool": 0.1, "svp_slic": 0.1, "linear": 0.1, "text_blind": None}
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(folder, rows=None, **giou):
@@ -30,9 +32,17 @@ def run(folder, rows=None, **giou):
     ).to_csv(tables / "overall.csv", index=False)
     pd.DataFrame(
         [
-            {**key, "split": split, "learning_rate": RATES[key["projector"]]}
-            for key in keys
-            for split in ("val", "testA")
+            {
+                **key,
+                "dataset": "toy",
+                "split": split,
+                "protocol": "full",
+                "giou": value + shift,
+                "ciou": value / 2,
+                "learning_rate": RATES[key["projector"]],
+            }
+            for key, value in zip(keys, rows.values(), strict=True)
+            for split, shift in (("val", 0.02), ("testA", -0.02))
         ]
     ).to_csv(tables / "main.csv", index=False)
     (tables / "context.json").write_text(json.dumps({"study": "main"}))
@@ -79,9 +89,61 @@ def test_a_row_is_beyond_by_what_it_moved_beside_the_others(pair):
 
 def test_too_few_rows_in_common_are_refused(tmp_path, pair):
     with pytest.raises(ValueError, match="share 1 trained rows"):
-        agreement(pair[0], run(tmp_path / "c", svp=0.4, text_blind=0.1))
+        agreement(pair[0], run(tmp_path / "c", svp=0.39, text_blind=0.1))
     with pytest.raises(ValueError, match=r"overall\.csv is not there"):
         agreement(pair[0], tmp_path / "nowhere")
+
+
+def rewrite(file, change):
+    table = pd.read_csv(file)
+    change(table)
+    table.to_csv(file, index=False)
+
+
+def test_a_row_that_is_the_same_trained_run_is_left_out(tmp_path, pair, capsys, reference):
+    """The scores of the rows that were trained twice are those of ``pair``, and so must be the figures."""
+    rest = {"svp_slic": 0.7, "linear": 0.3}
+    first = run(tmp_path / "a", svp=0.40, mlp=0.42, avg_pool=0.45, **rest)
+    second = run(tmp_path / "b", svp=0.41, mlp=0.40, avg_pool=0.44, **rest)
+    expected, found = agreement(*pair), agreement(first, second)
+    assert found.same["projector"].tolist() == ["linear", "svp_slic"]
+    assert found.rows["projector"].tolist() == ["svp", "mlp", "avg_pool"]
+    assert found[1:4] == pytest.approx(expected[1:4])
+    assert "Left out were 2 rows: the same trained run, not a second one." in found.told
+    assert expected.same.empty and "Left out" not in expected.told
+    compare(first, second, seeds=reference / "none", json=True)
+    value = json.loads(capsys.readouterr().out)
+    assert [row["projector"] for row in value["same_run"]] == ["linear", "svp_slic"]
+    compare(first, second, seeds=reference / "none")
+    assert "svp_slic                     the same trained run\n" in capsys.readouterr().out
+
+
+def test_a_row_that_differs_in_one_split_alone_was_trained_twice(tmp_path):
+    same = {"svp": 0.4, "mlp": 0.42, "avg_pool": 0.45}
+    first, second = run(tmp_path / "a", **same), run(tmp_path / "b", **same)
+
+    def one_digit(table):
+        table.loc[table["split"].eq("testA"), "ciou"] += 1e-6
+
+    rewrite(second / "tables" / "main.csv", one_digit)
+    found = agreement(first, second)
+    assert found.same.empty and found.spearman == 1 and found.shift == 0
+
+
+def test_nothing_but_the_same_trained_runs_is_refused(tmp_path, pair):
+    same = {"svp": 0.4, "mlp": 0.42, "avg_pool": 0.45}
+    first, second = run(tmp_path / "a", **same), run(tmp_path / "b", **same, text_blind=0.1)
+    with pytest.raises(ValueError, match=r"that \S+/a and \S+/b share \(3\) .*share_runs: false"):
+        agreement(first, second)
+    with pytest.raises(ValueError, match="share 2 trained rows, beside 1 that are the same trained run"):
+        agreement(first, run(tmp_path / "c", svp=0.4, mlp=0.41, avg_pool=0.44))
+    with pytest.raises(ValueError, match="same trained runs, not second ones"):
+        agreement(ROOT / "results" / "reference" / "main", ROOT / "results" / "reference" / "default")
+
+
+def test_a_comparison_kept_before_rows_could_be_left_out_is_still_told():
+    (kept,) = reruns(ROOT / "results" / "reference" / "reruns")
+    assert "`main` was run twice" in kept and "The order of its 29 trained rows agrees" in kept
 
 
 def test_what_is_kept_stands_on_the_page_of_snapshots(pair, reference, capsys):
