@@ -198,15 +198,26 @@ def find(test: Check, snapshot: Path) -> Finding:
     for other in others:
         if test.measure == "tokens_saved":
             ours, theirs = (_one(overall, r, f"{tables}/overall.csv")["tokens_mean"] for r in (row, other))
-            values.append((1 - ours / theirs, other))
+            saved = 1 - ours / theirs
+            values.append(((saved, saved, saved), other))
         else:
             main = read_csv(tables / "main.csv")
-            speeds = [_one(main, r, f"{tables}/main.csv")[_SOURCES[test.measure][1]] for r in (row, other)]
-            values.append((1 - speeds[1] / speeds[0], other))
-    value, other = min(values)
+            ours, theirs = (_speed(_one(main, r, f"{tables}/main.csv"), test.measure) for r in (row, other))
+            saved = (1 - t / o for o, t in zip(ours, reversed(theirs), strict=True))
+            low, value, high = saved
+            values.append(((value, low, high), other))
+    (value, low, high), other = min(values)
     if math.isnan(value):
         raise ValueError(f"{tables}/main.csv has no {_SOURCES[test.measure][1]} of {test.row}")
-    return Finding(value, value, value, _label(other))
+    return Finding(value, low, high, _label(other))
+
+
+def _speed(row: pd.Series, measure: str) -> tuple[float, float, float]:
+    """Lowest, median and highest speed-up of a row, over photographs or rounds; one in older snapshots."""
+    column = _SOURCES[measure][1]
+    low, high = (float(row.get(f"{column}_{end}", math.nan)) for end in ("low", "high"))
+    value = float(row[column])
+    return (value, value, value) if math.isnan(low) else (low, value, high)
 
 
 def rank_interval(rho: float, count: int) -> tuple[float, float, float]:

@@ -167,7 +167,10 @@ def _wide(
         columns[dataset, split] = _split_column(part, marks, style)
     heads = main.drop_duplicates(list(ROW_KEY))
     for column, title in (("speedup_infer", "inference"), ("speedup_train", "training")):
-        texts = [style.dash if pd.isna(v) else f"{v:.2f}{style.times}" for v in heads[column]]
+        # One decimal: the photographs of one job differ by more than the second (main.csv has the range).
+        texts = [
+            style.dash if pd.isna(v) else f"{v:.{1 if v > 0.95 else 2}f}{style.times}" for v in heads[column]
+        ]
         columns["speed-up", title] = dict(zip(_keys(heads), texts, strict=True))
     counts = [style.dash if pd.isna(v) else _count(v) for v in heads["parameters"]]
     columns["parameters", "trained"] = dict(zip(_keys(heads), counts, strict=True))
@@ -224,7 +227,11 @@ def caption(main: pd.DataFrame, context: ReportContext) -> str:
             f"{_percent(half.min())} and {_percent(half.max())} points (main.csv)."
         )
     if main["speedup_infer"].notna().any():
-        parts.append(f"Speed-ups are relative to {context.reference}, measured in the same job.")
+        parts.append(
+            f"Speed-ups are relative to {context.reference}, measured in the same job: of inference from "
+            "the photograph on, the median over photographs; of training, a step's forward and backward "
+            "pass from stored features (ranges in main.csv)."
+        )
     return " ".join(p for p in parts if p)
 
 
@@ -263,12 +270,17 @@ def adaptivity_notes(tokens: pd.DataFrame, context: ReportContext) -> list[str]:
 
 
 def training_notes(parameters: pd.DataFrame) -> list[str]:
-    """A sentence for each row that learns at several token counts in a step, and so is trained for longer."""
+    """A sentence for each row that is trained for longer than others, or answers as it was not trained."""
     several = parameters[parameters["step_budgets"] > 1]
+    dropped = parameters.dropna(subset=["layer_tokens"])
     return [
         f"{_name(r)} learns at {r.step_budgets} token counts in each step: as many passes through the "
         "language model, where other rows take one."
         for r in records(several)
+    ] + [
+        f"{_name(r)} drops visual tokens inside the language model when it answers, for each expression its "
+        "own: from there on the expressions of an image share no prefix, which its speed-up counts."
+        for r in records(dropped)
     ]
 
 

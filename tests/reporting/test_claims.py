@@ -68,6 +68,13 @@ def test_savings_against_worked_out_shares(reference):
     assert training.value == pytest.approx(1 - 1 / 1.2, abs=1e-3)
     inference = measured(reference, measure="inference_saved", row="pool..36", minus=["dense"])
     assert inference.value == pytest.approx(1 - 1 / 1.1, abs=1e-3)
+    main = read_csv(reference / "default" / "tables" / "main.csv")
+    pool, dense = main["projector"].eq("pool") & main["budget"].eq("36"), main["projector"].eq("dense")
+    for row, low, high in ((pool, 1.0, 2.0), (dense, 1.0, 1.0)):
+        main.loc[row, ["speedup_train_low", "speedup_train_high"]] = low, high
+    write_csv(reference / "default" / "tables" / "main.csv", main)
+    training = measured(reference, measure="training_saved", row="pool..36", minus=["dense"])
+    assert (training.low, training.high) == (0, 0.5)
     with pytest.raises(ValueError, match="no speedup_train of coin_flip"):
         measured(reference, measure="training_saved", row="coin_flip..36", minus=["dense"])
 
