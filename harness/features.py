@@ -11,7 +11,9 @@ stored are encoded when they are asked for, and rounded to the cache's dtype: th
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,8 @@ __all__ = ["FeatureArray", "FeatureSource", "feature_stage", "open_features"]
 
 VERSION = 2
 _SHARD_BYTES = 2**28
+# Each open shard holds a file descriptor, of which a process may have as few as 256.
+_OPEN_SHARDS = 64
 
 
 class FeatureArray:
@@ -42,8 +46,12 @@ class FeatureArray:
     def __init__(self, folder: Path | str):
         """Open the array in ``folder``.
 
+        Every shard is looked at; only the few that were read last are held open, whichever arrays they
+        are of.
+
         Raises:
             ValueError: it was written by another version, or a shard is damaged.
+            OSError: a shard that may be whole cannot be opened.
         """
         folder = Path(folder)
         index = read_json(folder / "index.json")
@@ -53,11 +61,13 @@ class FeatureArray:
             )
         self.dtype: torch.dtype = getattr(torch, index["dtype"])
         self.shape: tuple[int, ...] = tuple(index["shape"])
-        self._shards: list[np.ndarray] = []
+        self._shards: list[tuple[Path, tuple[int, ...], tuple[int, int]]] = []
         self._place: dict[int, tuple[int, int]] = {}
         for number, image_ids in enumerate(index["shards"]):
             path = folder / _shard_name(number)
-            self._shards.append(_open_shard(path, (len(image_ids), *self.shape)))
+            shard = (path, (len(image_ids), *self.shape), _version(path))
+            _open_shard(*shard)
+            self._shards.append(shard)
             self._place |= {image_id: (number, row) for row, image_id in enumerate(image_ids)}
 
     def __contains__(self, image_id: int) -> bool:
@@ -67,9 +77,14 @@ class FeatureArray:
         return len(self._place)
 
     def row(self, image_id: int) -> Tensor:
-        """The row of an image, in the cache's dtype."""
+        """The row of an image, in the cache's dtype.
+
+        Raises:
+            ValueError: its shard was damaged or replaced after the array was opened.
+            OSError: its shard cannot be opened.
+        """
         number, row = self._place[image_id]
-        return torch.from_numpy(self._shards[number][row].copy()).view(self.dtype)
+        return torch.from_numpy(_open_shard(*self._shards[number])[row].copy()).view(self.dtype)
 
 
 class FeatureSource:
@@ -110,15 +125,39 @@ def _shard_name(number: int) -> str:
     return f"shard-{number:05d}.npy"
 
 
-def _open_shard(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    mend = "delete the folder and run again"
+_DAMAGED = "delete the folder and run again"
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Time of the last change, ns, and bytes of a shard."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=_OPEN_SHARDS)
+def _open_shard(path: Path, shape: tuple[int, ...], version: tuple[int, int]) -> np.ndarray:
+    """A shard of ``shape`` as :func:`_version` saw it, mapped; one mapping serves all arrays of a process."""
+    if _version(path) != version:
+        raise ValueError(f"{path} was replaced while it was read; run again")
     try:
         data = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); {mend}") from error
+    except (OSError, EOFError, ValueError) as error:
+        raise _unreadable(path, error) from error
     if data.shape != shape:
-        raise ValueError(f"{path} holds {data.shape}, its index says {shape}; {mend}")
+        raise ValueError(f"{path} holds {data.shape}, its index says {shape}; {_DAMAGED}")
     return data
+
+
+def _unreadable(path: Path, error: Exception) -> Exception:
+    # What the system refuses says nothing of the file, which took hours to make.
+    if not isinstance(error, OSError) or isinstance(error, FileNotFoundError):
+        return ValueError(f"{path} cannot be read ({error}); {_DAMAGED}")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return OSError(f"{path} cannot be opened: too many files are open; raise `ulimit -n` and run again")
+    return OSError(f"{path} cannot be opened ({error.strerror or error}); see to the disk and run again")
 
 
 def _numpy(value: Tensor) -> np.ndarray:

@@ -1,12 +1,16 @@
 """The cache of frozen features: what is stored, what is encoded on the fly, and that nobody can tell."""
 
+import errno
 import json
+import os
+import resource
 
 import numpy as np
 import pytest
 import torch
 from transformers import Dinov2Model
 
+from harness import features
 from harness.assembly import RunData
 from harness.features import FeatureArray, feature_stage
 from harness.images import read_rgb
@@ -91,6 +95,80 @@ def test_a_damaged_shard_is_refused_by_name(study):
         FeatureArray(folder)
     np.save(shard, np.zeros((2, 3), np.float16))
     with pytest.raises(ValueError, match=r"shard-00000.npy holds \(2, 3\), its index says"):
+        FeatureArray(folder)
+
+
+def many_shards(folder, count):
+    """An array of ``count`` shards of one row each, which holds the image's id."""
+    folder.mkdir()
+    for image_id in range(count):
+        np.save(folder / f"shard-{image_id:05d}.npy", np.full((1, 4), image_id, np.float16))
+    index = {
+        "version": features.VERSION,
+        "dtype": "float16",
+        "shape": [4],
+        "shards": [[i] for i in range(count)],
+    }
+    (folder / "index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_many_arrays_of_many_shards_hold_few_files_open(tmp_path):
+    folder = many_shards(tmp_path / "sam", 100)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    features._open_shard.cache_clear()
+    before = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + features._OPEN_SHARDS + 30, hard))
+    try:
+        arrays = [FeatureArray(folder) for _ in range(5)]
+        for array in arrays:
+            for image_id in range(0, 100, 7):
+                assert array.row(image_id).tolist() == [image_id] * 4
+        assert len(os.listdir("/proc/self/fd")) <= before + features._OPEN_SHARDS
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_shard_that_was_read_is_not_opened_again(tmp_path, monkeypatch):
+    folder, opened = many_shards(tmp_path / "sam", 3), []
+    real = np.load
+    monkeypatch.setattr(np, "load", lambda path, **options: opened.append(path) or real(path, **options))
+    for array in (FeatureArray(folder), FeatureArray(folder)):
+        assert [array.row(i)[0].item() for i in (0, 1, 2, 0)] == [0, 1, 2, 0]
+    assert len(opened) == 3
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(errno.EMFILE, "too many files are open; raise `ulimit -n`"), (errno.EIO, "Input/output error")],
+)
+def test_what_the_system_refuses_is_not_called_damage(tmp_path, monkeypatch, number, message):
+    folder = many_shards(tmp_path / "sam", 1)
+
+    def refused(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(np, "load", refused)
+    with pytest.raises(OSError, match=message) as caught:
+        FeatureArray(folder)
+    assert "shard-00000.npy" in str(caught.value) and "delete" not in str(caught.value)
+
+
+def test_a_shard_that_was_replaced_meanwhile_is_not_mixed_in(tmp_path):
+    array = FeatureArray(folder := many_shards(tmp_path / "sam", 1))
+    features._open_shard.cache_clear()
+    np.save(folder / "shard-00000.npy", np.zeros((1, 4), np.float64))
+    with pytest.raises(ValueError, match=r"shard-00000.npy was replaced while it was read; run again"):
+        array.row(0)
+
+
+def test_a_missing_or_empty_shard_is_damage(tmp_path):
+    folder = many_shards(tmp_path / "sam", 1)
+    (folder / "shard-00000.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match="delete the folder"):
+        FeatureArray(folder)
+    (folder / "shard-00000.npy").unlink()
+    with pytest.raises(ValueError, match="delete the folder"):
         FeatureArray(folder)
 
 
