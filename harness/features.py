@@ -110,15 +110,36 @@ class FeatureSource:
 def open_features(
     folder: Path, item: str, run: RunConfig, model: Callable[[], str], tables: Tables
 ) -> FeatureSource:
-    """The cached ``item`` in ``folder``; the encoder at ``model`` is loaded when an image is missing."""
+    """The cached ``item`` in ``folder``; the encoder at ``model`` is loaded when an image is missing.
+
+    Raises:
+        ValueError: the cache is damaged; of a row that is encoded now: it is not finite.
+        OSError: the cache cannot be opened.
+    """
     encoders: list[ImageEncoder] = []
 
     def encode(image_id: int) -> Tensor:
         if not encoders:
             encoders.append(ImageEncoder(item, run, model()))
-        return encoders[0](read_rgb(tables.image_path(image_id)))
+        return _encoded(encoders[0], tables, image_id)
 
     return FeatureSource(FeatureArray(folder), encode)
+
+
+def _encoded(encoder: ImageEncoder, tables: Tables, image_id: int) -> Tensor:
+    """The item of an image; a row that is not finite is refused, as every loss of its image would be NaN."""
+    value = encoder(read_rgb(tables.image_path(image_id)))
+    if value.isfinite().all():
+        return value
+    item, dtype = encoder.item, str(value.dtype).removeprefix("torch.")
+    if dtype == "float16" and not value.isnan().any():
+        raise ValueError(
+            f"{item} of image {image_id} exceeds what float16 holds; set models.features.dtype: bfloat16"
+        )
+    raise ValueError(
+        f"{item} of image {image_id} is not finite in {dtype}; look at the encoder's weights, or set "
+        "models.features.compute: float32"
+    )
 
 
 def _shard_name(number: int) -> str:
@@ -194,11 +215,14 @@ def feature_stage(
         out_dir: where the array goes.
         identity: what the rows hang on; shards of another identity are written anew.
         shard_bytes: most that a shard holds, one row at least.
+
+    Raises:
+        ValueError: a row is not finite in the cache's dtype; its shard is not written.
     """
     tables = load_tables(data_dir / "prepared")
     torch.set_num_threads(run.training.torch_threads)
     encoder = ImageEncoder(item, run, model)
-    first = encoder(read_rgb(tables.image_path(_chosen(tables, 1)[0])))
+    first = _encoded(encoder, tables, _chosen(tables, 1)[0])
     row_bytes = first.numel() * first.element_size()
     budget = run.models.features.budget_gb.get(item)
     ids = _chosen(tables, None if budget is None else int(budget * 1e9 // row_bytes))
@@ -209,7 +233,7 @@ def feature_stage(
         path = out_dir / _shard_name(number)
         if path.exists():
             continue
-        rows = np.stack([_numpy(encoder(read_rgb(tables.image_path(i)))) for i in image_ids])
+        rows = np.stack([_numpy(_encoded(encoder, tables, i)) for i in image_ids])
         with atomic_path(path) as aside:
             np.save(aside, rows)
     index = {"version": VERSION, "item": item, "dtype": run.models.features.dtype, "shape": list(first.shape)}

@@ -178,3 +178,32 @@ def test_an_encoder_that_does_not_give_the_item_is_named(study):
     model = this.plan.model_source(this.run, "vision")
     with pytest.raises(ValueError, match="'dinov2' gives no levels"):
         feature_stage("levels", this.run, data, model, data / "unused", identity="x")
+
+
+def test_what_the_dtype_cannot_hold_is_refused_and_not_written(study, monkeypatch):
+    """65,520 and more is infinite in float16; bfloat16 holds it."""
+    real = features.ImageEncoder._encode
+
+    def encode(self, image):
+        encode.calls += 1
+        return real(self, image) * (1e6 if encode.calls > 5 else 1)
+
+    monkeypatch.setattr(features.ImageEncoder, "_encode", encode)
+    held = {"models.features.budget_gb": {"sam": 0}, "data.train_images": 10}
+    wanted = r"patches of image \d+ exceeds what float16 holds; set models.features.dtype: bfloat16"
+    encode.calls, this = 0, study(changes={**held, "models.features.dtype": "float16"})
+    with pytest.raises(ValueError, match=wanted):
+        this.features(shard_bytes=3 * 9216)
+    folder = this.plan.feature_dir(this.plan.keys(this.run).feature("patches"))
+    assert [path.name for path in folder.glob("shard-*")] == ["shard-00000.npy"]
+    encode.calls, this = 0, study(changes={**held, "models.features.dtype": "bfloat16"})
+    assert FeatureArray(this.features()["patches"])
+
+
+def test_images_that_are_not_stored_are_refused_too(study, monkeypatch):
+    this = study(changes={"models.features.budget_gb": dict.fromkeys(ITEMS, 0), "data.train_images": 11})
+    this.features()
+    real = features.ImageEncoder._encode
+    monkeypatch.setattr(features.ImageEncoder, "_encode", lambda *args: real(*args) * torch.nan)
+    with pytest.raises(ValueError, match=r"patches of image \d+ is not finite in float16; look at the enc"):
+        values(this, this.tables.images["image_id"].tolist()[:1])
