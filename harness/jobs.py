@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from harness.config import RunConfig
+from harness.data.options import ReferData
 
-__all__ = ["gpus", "memory_mb", "minutes", "prediction_processes", "threads", "train_priority"]
+__all__ = [
+    "gpus",
+    "memory_mb",
+    "minutes",
+    "prediction_processes",
+    "preparation_mb",
+    "tables_mb",
+    "tables_minutes",
+    "threads",
+    "train_priority",
+]
 
 
 def threads(run: RunConfig) -> int:
@@ -25,6 +36,21 @@ def gpus(run: RunConfig, processes: int = 1) -> int:
 def memory_mb(run: RunConfig, least: int, processes: int = 1) -> int:
     """Host memory of a job that takes ``least`` at tiny size."""
     return max(least, 1000 * run.models.memory_gb * processes)
+
+
+def preparation_mb(run: RunConfig, attempt: int) -> int:
+    """Host memory to prepare a run's data: RefCOCO, RefCOCO+ and RefCOCOg together take 3.1 GB."""
+    return attempt * (6000 if isinstance(run.data, ReferData) else 2000)
+
+
+def tables_mb(runs: int, attempt: int) -> int:
+    """Host memory to write the tables of ``runs`` runs: 16 MB a run at full size, beside 1 GB."""
+    return attempt * (1500 + 24 * runs)
+
+
+def tables_minutes(runs: int, attempt: int) -> int:
+    """Time limit to write the tables of ``runs`` runs: 13 s a run at full size."""
+    return attempt * (30 + runs // 2)
 
 
 def minutes(run: RunConfig, tiny: int) -> int:

@@ -91,6 +91,17 @@ def test_jobs_ask_for_what_the_size_needs():
     assert jobs.prediction_processes(oracle) == 1
 
 
+def test_what_grows_with_the_data_or_the_runs_is_given_more_and_once_more_at_a_second_attempt():
+    # measured at full size: 3,070 MB to prepare; 1 GB, 16 MB and 13 s a run for the tables
+    tiny, paper = planned("default").trained[0], planned("paper").trained[0]
+    assert (jobs.preparation_mb(tiny, 1), jobs.preparation_mb(paper, 1)) == (2000, 6000)
+    assert jobs.preparation_mb(paper, 2) == 12_000
+    for runs in (10, 234):
+        assert jobs.tables_mb(runs, 1) > 1.3 * (1000 + 16 * runs)
+        assert jobs.tables_minutes(runs, 1) > 2 * 13 * runs / 60
+    assert (jobs.tables_mb(234, 2), jobs.tables_minutes(234, 2)) == (2 * 7116, 2 * 147)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

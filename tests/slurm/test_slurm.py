@@ -1,7 +1,10 @@
 """The Slurm profile: what it must and must not say, and a study through a real Slurm where there is one."""
 
+import json
+import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -29,6 +32,58 @@ def test_every_rule_asks_slurm_for_memory_time_and_cpus():
         text = rules.read_text()
         for wanted in ("mem_mb", "runtime", "cpus_per_task"):
             assert wanted in text or rules.stem == "publish", f"{rules.name} has no {wanted}"
+
+
+# Plans a study as Snakemake does, and has its Slurm plugin write what sbatch would be told of every job.
+SUBMITTED = """
+import json, sys
+from pathlib import Path
+from snakemake.api import SnakemakeApi
+from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
+from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+
+names = dict.fromkeys(("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir"), "")
+study, answer = map(Path, sys.argv[1:])
+with SnakemakeApi(OutputSettings(quiet={Quietness.ALL}, dryrun=True)) as api:
+    config, cores = ConfigSettings(configfiles=[study]), ResourceSettings(cores=64)
+    made = api.workflow(resource_settings=cores, config_settings=config, snakefile=Path("Snakefile"))
+    made.dag().execute_workflow(executor="dryrun")
+    jobs = made._workflow.dag.jobs
+    answer.write_text(json.dumps([(job.rule.name, get_submit_command(job, names)) for job in jobs]))
+"""
+
+
+@pytest.fixture(scope="module")
+def submitted(tmp_path_factory):
+    """``submitted(study)``: rule and options of ``sbatch``, of every job of ``config/<study>.yaml``."""
+    folder = tmp_path_factory.mktemp("submitted")
+    checkout = Checkout.at(folder / "repo")
+
+    def ask(study):
+        words = [sys.executable, "-c", SUBMITTED, f"config/{study}.yaml", str(folder / study)]
+        done = subprocess.run(
+            words, cwd=checkout.path, env=checkout.environment(), capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [
+            (rule, options) for rule, options in json.loads((folder / study).read_text()) if rule != "all"
+        ]
+
+    return ask
+
+
+def asked(options, name):
+    """The number that ``sbatch`` is told for an option, ``None`` where it is told nothing."""
+    found = re.search(rf"{name}[ =](\d+)", options)
+    return int(found[1]) if found else None
+
+
+def test_what_sbatch_is_told_at_full_and_at_tiny_size(submitted):
+    paper, tiny = submitted("paper"), submitted("default")
+    assert {asked(o, "--mem") for rule, o in paper if rule == "prepare"} == {6000}
+    assert {asked(o, "--mem") for rule, o in tiny if rule == "prepare"} == {2000}
+    runs = sum(rule == "score" for rule, _ in paper)
+    assert {asked(o, "--mem") for rule, o in paper if rule == "tables"} == {1500 + 24 * runs}
 
 
 def _slurm_is_up() -> bool:

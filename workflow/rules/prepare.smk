@@ -31,7 +31,9 @@ rule prepare:
         "logs/shared/prepare/{key}.log",
     priority: 100
     resources:
-        mem_mb=2000,
+        mem_mb=lambda wildcards, attempt: jobs.preparation_mb(
+            PLAN.owner(wildcards.key), attempt
+        ),
         runtime=60,
         cpus_per_task=1,
     params:

@@ -13,8 +13,8 @@ rule tables:
     log:
         f"logs/{STUDY}/tables.log",
     resources:
-        mem_mb=1500,
-        runtime=30,
+        mem_mb=lambda wildcards, attempt: jobs.tables_mb(len(PLAN.runs), attempt),
+        runtime=lambda wildcards, attempt: jobs.tables_minutes(len(PLAN.runs), attempt),
         cpus_per_task=1,
     params:
         code=lambda wildcards: triggers.report_trigger(PLAN, "harness.reporting.tables"),
