@@ -41,6 +41,7 @@ from pathlib import Path
 from snakemake.api import SnakemakeApi
 from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 names = dict.fromkeys(("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir"), "")
 study, answer = map(Path, sys.argv[1:])
@@ -49,7 +50,8 @@ with SnakemakeApi(OutputSettings(quiet={Quietness.ALL}, dryrun=True)) as api:
     made = api.workflow(resource_settings=cores, config_settings=config, snakefile=Path("Snakefile"))
     made.dag().execute_workflow(executor="dryrun")
     jobs = made._workflow.dag.jobs
-    answer.write_text(json.dumps([(job.rule.name, get_submit_command(job, names)) for job in jobs]))
+    told = [(j.rule.name, get_submit_command(j, names) + set_gres_string(j)) for j in jobs]
+    answer.write_text(json.dumps(told))
 """
 
 
@@ -82,6 +84,11 @@ def test_what_sbatch_is_told_at_full_and_at_tiny_size(submitted):
     paper, tiny = submitted("paper"), submitted("default")
     assert {asked(o, "--mem") for rule, o in paper if rule == "prepare"} == {6000}
     assert {asked(o, "--mem") for rule, o in tiny if rule == "prepare"} == {2000}
+    # without it Slurm may spread a job's GPUs over nodes, and all of its processes start on the first
+    many = [o for _, o in paper if asked(o, "--gpus")]
+    assert {asked(o, "--gpus") for o in many} == {1, 8} and all(asked(o, "--nodes") == 1 for o in many)
+    rest = [o for _, o in (*paper, *tiny) if not asked(o, "--gpus")]
+    assert all(asked(o, "--ntasks") == 1 and asked(o, "--nodes") in (1, None) for o in rest)
     runs = sum(rule == "score" for rule, _ in paper)
     assert {asked(o, "--mem") for rule, o in paper if rule == "tables"} == {1500 + 24 * runs}
 

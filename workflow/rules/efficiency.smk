@@ -13,6 +13,7 @@ rule efficiency:
     resources:
         mem_mb=jobs.memory_mb(PLAN.trained[0], 6000),
         runtime=jobs.minutes(PLAN.trained[0], 120),
+        nodes=1,
         gpu=jobs.gpus(PLAN.trained[0]),
         cpus_per_task=jobs.threads(PLAN.trained[0]),
     params:

@@ -14,6 +14,7 @@ rule predict:
             jobs.prediction_processes(PLAN.runs[wildcards.run]),
         ),
         runtime=lambda wildcards: jobs.minutes(PLAN.runs[wildcards.run], 240),
+        nodes=1,
         gpu=lambda wildcards: jobs.gpus(
             PLAN.runs[wildcards.run],
             jobs.prediction_processes(PLAN.runs[wildcards.run]),

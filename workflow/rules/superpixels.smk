@@ -10,6 +10,7 @@ rule superpixels:
     resources:
         mem_mb=lambda wildcards: jobs.memory_mb(PLAN.owner(wildcards.key), 4000),
         runtime=lambda wildcards: jobs.minutes(PLAN.owner(wildcards.key), 240),
+        nodes=1,
         gpu=lambda wildcards: jobs.gpus(PLAN.owner(wildcards.key)),
         cpus_per_task=lambda wildcards: jobs.threads(PLAN.owner(wildcards.key)),
     params:

@@ -16,6 +16,7 @@ rule train_stage1:
             PLAN.trainable[wildcards.run].training.workers,
         ),
         runtime=lambda wildcards: jobs.minutes(PLAN.trainable[wildcards.run], 720),
+        nodes=1,
         gpu=lambda wildcards: jobs.gpus(
             PLAN.trainable[wildcards.run],
             PLAN.trainable[wildcards.run].training.workers,

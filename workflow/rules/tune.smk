@@ -11,6 +11,7 @@ rule tune:
     resources:
         mem_mb=lambda wildcards: jobs.memory_mb(PLAN.trial(wildcards.row), 3000),
         runtime=lambda wildcards: jobs.minutes(PLAN.trial(wildcards.row), 240),
+        nodes=1,
         gpu=lambda wildcards: jobs.gpus(PLAN.trial(wildcards.row)),
         cpus_per_task=lambda wildcards: jobs.threads(PLAN.trial(wildcards.row)),
     params:
