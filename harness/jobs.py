@@ -6,6 +6,7 @@ from harness.config import RunConfig
 from harness.data.options import ReferData
 
 __all__ = [
+    "cpus",
     "gpus",
     "memory_mb",
     "minutes",
@@ -21,6 +22,11 @@ __all__ = [
 def threads(run: RunConfig) -> int:
     """Torch threads of a process: from the config, so that results do not hang on the machine."""
     return run.training.torch_threads
+
+
+def cpus(run: RunConfig, processes: int = 1) -> int:
+    """CPU cores of a job: one a torch thread of each of its processes."""
+    return processes * threads(run)
 
 
 def prediction_processes(run: RunConfig) -> int:

@@ -85,6 +85,7 @@ def test_jobs_ask_for_what_the_size_needs():
     small_run, run = tiny.trained[0], paper.trained[0]
     assert (jobs.gpus(small_run, small_run.training.workers), jobs.memory_mb(small_run, 3000)) == (0, 3000)
     assert (jobs.gpus(run), jobs.gpus(run, run.training.workers)) == (1, 8)
+    assert (jobs.cpus(small_run), jobs.cpus(run), jobs.cpus(run, run.training.workers)) == (1, 8, 64)
     assert (jobs.prediction_processes(small_run), jobs.prediction_processes(run)) == (1, 8)
     assert jobs.memory_mb(run, 3000, jobs.prediction_processes(run)) == 8 * 48_000
     oracle = planned("paper", rows=["mlp", "oracle"]).runs["oracle.base.auto.s0"]

@@ -87,6 +87,7 @@ def test_what_sbatch_is_told_at_full_and_at_tiny_size(submitted):
     # without it Slurm may spread a job's GPUs over nodes, and all of its processes start on the first
     many = [o for _, o in paper if asked(o, "--gpus")]
     assert {asked(o, "--gpus") for o in many} == {1, 8} and all(asked(o, "--nodes") == 1 for o in many)
+    assert all(asked(o, "--cpus-per-task") == 8 * asked(o, "--gpus") for o in many)  # torch_threads: 8
     rest = [o for _, o in (*paper, *tiny) if not asked(o, "--gpus")]
     assert all(asked(o, "--ntasks") == 1 and asked(o, "--nodes") in (1, None) for o in rest)
     runs = sum(rule == "score" for rule, _ in paper)

@@ -15,7 +15,7 @@ rule efficiency:
         runtime=jobs.minutes(PLAN.trained[0], 120),
         nodes=1,
         gpu=jobs.gpus(PLAN.trained[0]),
-        cpus_per_task=jobs.threads(PLAN.trained[0]),
+        cpus_per_task=jobs.cpus(PLAN.trained[0]),
     params:
         code=lambda wildcards: triggers.efficiency_trigger(PLAN),
     message:

@@ -6,13 +6,13 @@ rule features:
     log:
         "logs/shared/features/{key}.log",
     priority: lambda wildcards: 85 if wildcards.key.startswith("sam-") else 80
-    threads: lambda wildcards: jobs.threads(PLAN.owner(wildcards.key))
+    threads: lambda wildcards: jobs.cpus(PLAN.owner(wildcards.key))
     resources:
         mem_mb=lambda wildcards: jobs.memory_mb(PLAN.owner(wildcards.key), 4000),
         runtime=lambda wildcards: jobs.minutes(PLAN.owner(wildcards.key), 240),
         nodes=1,
         gpu=lambda wildcards: jobs.gpus(PLAN.owner(wildcards.key)),
-        cpus_per_task=lambda wildcards: jobs.threads(PLAN.owner(wildcards.key)),
+        cpus_per_task=lambda wildcards: jobs.cpus(PLAN.owner(wildcards.key)),
     params:
         code=lambda wildcards: triggers.feature_trigger(PLAN, wildcards.key),
     message:

@@ -6,7 +6,11 @@ rule predict:
     log:
         f"logs/{STUDY}/predict/{{run}}.log",
     priority: 20
-    threads: lambda wildcards: jobs.threads(PLAN.runs[wildcards.run])
+    threads:
+        lambda wildcards: jobs.cpus(
+            PLAN.runs[wildcards.run],
+            jobs.prediction_processes(PLAN.runs[wildcards.run]),
+        )
     resources:
         mem_mb=lambda wildcards: jobs.memory_mb(
             PLAN.runs[wildcards.run],
@@ -19,7 +23,10 @@ rule predict:
             PLAN.runs[wildcards.run],
             jobs.prediction_processes(PLAN.runs[wildcards.run]),
         ),
-        cpus_per_task=lambda wildcards: jobs.threads(PLAN.runs[wildcards.run]),
+        cpus_per_task=lambda wildcards: jobs.cpus(
+            PLAN.runs[wildcards.run],
+            jobs.prediction_processes(PLAN.runs[wildcards.run]),
+        ),
     params:
         code=lambda wildcards: triggers.predict_trigger(PLAN, PLAN.runs[wildcards.run]),
     message:

@@ -7,11 +7,11 @@ rule pretrain:
     log:
         "logs/shared/pretrain/{key}.log",
     priority: lambda wildcards: 95 if wildcards.key.startswith("sam-") else 90
-    threads: lambda wildcards: jobs.threads(PLAN.owner(wildcards.key))
+    threads: lambda wildcards: jobs.cpus(PLAN.owner(wildcards.key))
     resources:
         mem_mb=3000,
         runtime=120,
-        cpus_per_task=lambda wildcards: jobs.threads(PLAN.owner(wildcards.key)),
+        cpus_per_task=lambda wildcards: jobs.cpus(PLAN.owner(wildcards.key)),
     params:
         code=lambda wildcards: triggers.pretrain_trigger(PLAN, wildcards.key),
     message:

@@ -8,7 +8,11 @@ rule train_stage1:
     log:
         f"logs/{STUDY}/train/{{run}}.stage1.log",
     priority: lambda wildcards: jobs.train_priority(PLAN.trainable[wildcards.run])
-    threads: lambda wildcards: jobs.threads(PLAN.trainable[wildcards.run])
+    threads:
+        lambda wildcards: jobs.cpus(
+            PLAN.trainable[wildcards.run],
+            PLAN.trainable[wildcards.run].training.workers,
+        )
     resources:
         mem_mb=lambda wildcards: jobs.memory_mb(
             PLAN.trainable[wildcards.run],
@@ -21,7 +25,10 @@ rule train_stage1:
             PLAN.trainable[wildcards.run],
             PLAN.trainable[wildcards.run].training.workers,
         ),
-        cpus_per_task=lambda wildcards: jobs.threads(PLAN.trainable[wildcards.run]),
+        cpus_per_task=lambda wildcards: jobs.cpus(
+            PLAN.trainable[wildcards.run],
+            PLAN.trainable[wildcards.run].training.workers,
+        ),
     params:
         stage=1,
         code=lambda wildcards: triggers.train_trigger(

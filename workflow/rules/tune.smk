@@ -7,13 +7,13 @@ rule tune:
     log:
         f"logs/{STUDY}/tune/{{row}}.log",
     priority: 70
-    threads: lambda wildcards: jobs.threads(PLAN.trial(wildcards.row))
+    threads: lambda wildcards: jobs.cpus(PLAN.trial(wildcards.row))
     resources:
         mem_mb=lambda wildcards: jobs.memory_mb(PLAN.trial(wildcards.row), 3000),
         runtime=lambda wildcards: jobs.minutes(PLAN.trial(wildcards.row), 240),
         nodes=1,
         gpu=lambda wildcards: jobs.gpus(PLAN.trial(wildcards.row)),
-        cpus_per_task=lambda wildcards: jobs.threads(PLAN.trial(wildcards.row)),
+        cpus_per_task=lambda wildcards: jobs.cpus(PLAN.trial(wildcards.row)),
     params:
         code=lambda wildcards: triggers.tune_trigger(PLAN, wildcards.row),
     message:
