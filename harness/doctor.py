@@ -136,9 +136,11 @@ def _device(run: RunConfig) -> Iterator[Finding]:
     )
     import torch
 
+    from harness.devices import torch_build
+
     if not torch.cuda.is_available():
         yield Finding(
-            f"device: no GPU is visible, and training takes {text}",
+            f"device: no GPU is visible to {torch_build()}, and training takes {text}",
             "missing",
             "run it where there is one: svp run STUDY --profile slurm",
         )

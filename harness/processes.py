@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import distributed
 
+from harness.devices import require_gpus, usable_gpus
 from harness.plan import Plan
 from harness.prediction import predict_stage
 from harness.training import train_stage
@@ -19,7 +19,7 @@ __all__ = ["Job", "launch"]
 Job = Literal["stage1", "stage2", "predict"]
 
 
-def launch(config: Path, run: str, job: Job, processes: int) -> None:
+def launch(config: Path, run: str, job: Job, processes: int, *, gpu: bool = False) -> None:
     """Do one job of a run in ``processes`` processes of this machine, and wait for them.
 
     Args:
@@ -27,15 +27,12 @@ def launch(config: Path, run: str, job: Job, processes: int) -> None:
         run: the run's id.
         job: a stage of training, or prediction.
         processes: one for each GPU; on a machine without one they share the CPU.
+        gpu: whether they must not.
 
     Raises:
-        ValueError: there are fewer GPUs than processes, or a process failed.
+        ValueError: there are fewer GPUs than processes, none though ``gpu``, or a process failed.
     """
-    found = torch.cuda.device_count()
-    if 0 < found < processes:
-        raise ValueError(
-            f"training.processes is {processes}, this machine has {found} GPUs; set it to {found}"
-        )
+    require_gpus(processes if gpu or usable_gpus() else 0)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), "-m", "harness.processes"]
     done = subprocess.run([*command, str(config), run, job], check=False)

@@ -16,7 +16,7 @@ from typing import Literal
 from harness.config import ConfigError, RunConfig
 from harness.discovery import nearest
 from harness.files import write_json
-from harness.jobs import prediction_processes, threads
+from harness.jobs import gpus, prediction_processes, threads
 from harness.keys import is_pretrained
 from harness.plan import Plan
 from harness.triggers import feature_trigger, part_of
@@ -39,6 +39,13 @@ StageName = Literal[
     "overlays",
     "publish",
 ]
+
+
+def _on_gpu(run: RunConfig) -> None:
+    """A job that asked for a GPU must not go on without one."""
+    from harness.devices import require_gpus
+
+    require_gpus(gpus(run))
 
 
 def _prepare(plan: Plan, key: str) -> None:
@@ -66,6 +73,7 @@ def _features(plan: Plan, key: str) -> None:
     from harness.features import feature_stage
 
     run, item = plan.owner(key), part_of(key)
+    _on_gpu(run)
     if is_pretrained(run, "sam" if item == "sam" else "vision"):
         refuse_shared(load_tables(plan.prepared_dir(run)), load_tables(plan.pool_dir(run)))
     model = plan.model_source(run, "sam" if item == "sam" else "vision")
@@ -78,6 +86,7 @@ def _features(plan: Plan, key: str) -> None:
 def _superpixels(plan: Plan, key: str) -> None:
     from harness.superpixel_stage import superpixel_stage
 
+    _on_gpu(plan.owner(key))
     superpixel_stage(plan, plan.owner(key))
 
 
@@ -89,10 +98,12 @@ def _train(plan: Plan, run: RunConfig, stage: int) -> None:
     if run.training.workers > 1:
         from harness.processes import launch
 
-        launch(plan.config_file, run.id, "stage1" if stage == 1 else "stage2", run.training.workers)
+        job: Literal["stage1", "stage2"] = "stage1" if stage == 1 else "stage2"
+        launch(plan.config_file, run.id, job, run.training.workers, gpu=run.models.gpu)
     else:
         from harness.training import train_stage
 
+        _on_gpu(run)
         train_stage(plan, run, stage)
     keep_trained(plan, run, stage)
 
@@ -100,6 +111,7 @@ def _train(plan: Plan, run: RunConfig, stage: int) -> None:
 def _tune(plan: Plan, row: str) -> None:
     from harness.tuning import tune_stage
 
+    _on_gpu(plan.trial(row))
     tune_stage(plan, row)
 
 
@@ -107,10 +119,11 @@ def _predict(plan: Plan, run: RunConfig) -> None:
     if (processes := prediction_processes(run)) > 1:
         from harness.processes import launch
 
-        launch(plan.config_file, run.id, "predict", processes)
+        launch(plan.config_file, run.id, "predict", processes, gpu=run.models.gpu)
     else:
         from harness.prediction import predict_stage
 
+        _on_gpu(run)
         predict_stage(plan, run)
 
 
@@ -132,6 +145,7 @@ def _score(plan: Plan, run: RunConfig) -> None:
 def _efficiency(plan: Plan) -> None:
     from harness.efficiency import efficiency_stage
 
+    _on_gpu(plan.trained[0])
     efficiency_stage(plan, plan.efficiency_file)
 
 

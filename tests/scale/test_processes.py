@@ -5,10 +5,12 @@ And one table of predictions, however many processes made it.
 
 import json
 import os
+import re
 import shutil
 import socket
 import sys
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -19,11 +21,15 @@ from torch import distributed, multiprocessing
 from torch.distributed.tensor import DTensor
 
 from harness import prediction, processes, training
+from harness import trained as trained_runs
 from harness.parallel import Workers
+from harness.plan import Plan
 from harness.prediction import predict_stage
 from harness.processes import launch
+from harness.stages import run_stage
 from harness.training import train_stage
 
+ROOT = Path(__file__).resolve().parents[2]
 # Dropout on, and expressions that are not shared out evenly: both must hang on the pass alone.
 CHANGES = {"models.language.lora_dropout": 0.2, "training.images_per_forward": 2}
 
@@ -173,8 +179,39 @@ def test_the_launcher_tells_of_failure_and_of_missing_gpus(tmp_path, monkeypatch
         broken.setattr(sys, "executable", shutil.which("false"))
         launch(tmp_path / "missing.json", "mlp", "stage1", 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ValueError, match="this machine has 2 GPUs; set it to 2"):
-        launch(tmp_path / "missing.json", "mlp", "predict", 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a driver too old for this torch
+    with pytest.raises(ValueError, match=r"torch .* finds no GPU that it can use"):
+        launch(tmp_path / "missing.json", "mlp", "predict", 2, gpu=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for gpu in (False, True):
+        with pytest.raises(ValueError, match="this machine has 2 GPUs; set it to 2"):
+            launch(tmp_path / "missing.json", "mlp", "predict", 8, gpu=gpu)
+
+
+@pytest.mark.parametrize("job", ["features", "superpixels", "train", "tune", "predict", "efficiency"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_that_asks_for_a_gpu_does_not_go_on_without_one(study, monkeypatch, tmp_path, job, workers):
+    """Before it looks at its inputs, none of which are there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trained_runs, "take_trained", lambda *_: False)  # a run to take needs no GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    changes = {"models.gpu": True, "training.processes": workers, "training.images_per_forward": 2}
+    this = study(["svp"], changes)
+    this.raw |= {"results": str(tmp_path), "tuning": {"factors": [0.5, 1]}}
+    plan = Plan.from_raw(this.raw, ROOT)
+    plan.save(plan.config_file)
+    run, keys = plan.trained[0], plan.keys(plan.trained[0])
+    named = {
+        "features": {"key": keys.feature("sam")},
+        "superpixels": {"key": keys.superpixels},
+        "train": {"run": next(iter(plan.trials[run.row])), "stage": 1},
+        "tune": {"run": run.row},
+        "predict": {"run": run.id},
+        "efficiency": {},
+    }[job]
+    build = re.escape(torch.__version__)
+    with pytest.raises(ValueError, match=rf"torch {build} \(.*\) finds no GPU .* `svp doctor STUDY`"):
+        run_stage(job, plan.config_file, **named)
 
 
 def test_gradient_checkpointing_changes_no_number(study, alone):
