@@ -101,6 +101,19 @@ def _check_rows(plan: Plan) -> None:
         raise ConfigError(f"these rows cannot be run, change or leave them out: {said}")
 
 
+def _shared_gpus(plan: Plan) -> list[str]:
+    """What tells Snakemake how many GPUs this machine's jobs have between them, where jobs ask for some.
+
+    Without it as many jobs share a card as there are cores for.
+    """
+    if not any(run.models.gpu for run in plan.runs.values()):
+        return []
+    from harness.devices import usable_gpus  # imports torch
+
+    count = usable_gpus()
+    return ["--resources", f"gpu={count}"] if count else []  # without one the jobs themselves say why
+
+
 def _add_minutes(plan: Plan, minutes: float) -> float:
     """Keep how long the study has run, in all calls since its folder was made, for its provenance."""
     kept = read_json(plan.minutes_file) if plan.minutes_file.is_file() else []
@@ -143,8 +156,7 @@ def run_study(
     plan.check_inputs()
     _check_rows(plan)
     lift_lock(Path.cwd(), command, say)
-    if profile is not None:
-        command += ["--profile", profile]
+    command += _shared_gpus(plan) if profile is None else ["--profile", profile]
     command += ["--rerun-incomplete", "--keep-going", "--show-failed-logs"]
     say(f"{len(plan.runs)} runs into {plan.study_dir}; progress of each job in logs/\n$ {' '.join(command)}")
     start = time.monotonic()

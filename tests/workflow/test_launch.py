@@ -11,7 +11,9 @@ import psutil
 import pytest
 from checkout import ROOT
 
+from harness import devices, launch
 from harness.launch import abandoned_jobs, workflows
+from harness.plan import Plan
 from harness.reporting.figures import FIGURE_NAMES
 from harness.reporting.tables import TABLE_FILES
 
@@ -80,6 +82,36 @@ def test_run_prints_the_table_and_where_everything_lies(edited):
     assert done.returncode == 0, done.stderr
     assert "| a table |" in done.stdout
     assert "results/default/figures" in done.stderr and "MLflow" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("study", "gpus", "profile", "expected"),
+    [
+        ("small", 1, None, ["--resources", "gpu=1"]),
+        ("small", 4, None, ["--resources", "gpu=4"]),
+        ("small", 0, None, []),  # each job says that there is none
+        ("small", 1, "slurm", ["--profile", "slurm"]),
+        ("default", 1, None, []),
+    ],
+)
+def test_jobs_of_one_machine_share_its_gpus(monkeypatch, study, gpus, profile, expected):
+    called = []
+
+    def snakemake(command, **_):
+        called.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(devices, "usable_gpus", lambda: gpus)
+    monkeypatch.setattr(launch.subprocess, "run", snakemake)
+    monkeypatch.setattr(Plan, "check_inputs", lambda _: None)
+    for name in ("_check_rows", "lift_lock", "_add_minutes"):
+        monkeypatch.setattr(launch, name, lambda *_: 0.0)
+    told = []
+    assert launch.run_study(ROOT / f"config/{study}.yaml", profile=profile, say=told.append) == 1
+    (command,) = called
+    words = command[command.index("--configfile") + 2 : command.index("--rerun-incomplete")]
+    assert words == expected and " ".join(command) in told[0]
 
 
 def test_two_processes_are_never_at_one_job(tmp_path, monkeypatch):
