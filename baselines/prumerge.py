@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from baselines._layers import MLPBaseline, token_count
+from harness.precision import without_autocast
 from harness.projector import ImageFeatures, Interface, ProjectorConfig, VisualTokens
 
 __all__ = ["PruMerge"]
@@ -26,7 +27,8 @@ def merge(patches: Tensor, keys: Tensor, attention: Tensor, kept: Tensor, neighb
         neighbours: how many other patches, kept or not, join each kept one.
     """
     unit = F.normalize(keys.float(), dim=-1)
-    likeness = (unit[kept] @ unit.T).scatter(1, kept[:, None], -torch.inf)
+    with without_autocast(unit):
+        likeness = (unit[kept] @ unit.T).scatter(1, kept[:, None], -torch.inf)
     joined = likeness.topk(min(neighbours, len(patches) - 1)).indices
     weighted = attention.to(patches.dtype)[:, None] * patches
     rest = torch.ones(len(patches), dtype=torch.bool, device=patches.device).scatter(0, kept, False)

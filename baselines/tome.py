@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from baselines._layers import KeptTokens
+from harness.precision import without_autocast
 from harness.projector import EncoderHook, ImageFeatures, ProjectorConfig, VisualTokens
 
 __all__ = ["BipartiteMerging", "ToMe", "bipartite_merge", "merge_schedule"]
@@ -49,7 +50,8 @@ def bipartite_merge(tokens: Tensor, keys: Tensor, sizes: Tensor, count: int) -> 
         ``[b, k - count, d]`` and ``[b, k - count]``.
     """
     unit = F.normalize(keys.float(), dim=-1)
-    strength, target = (unit[:, 1::2] @ unit[:, 0::2].transpose(1, 2)).max(-1)
+    with without_autocast(unit):
+        strength, target = (unit[:, 1::2] @ unit[:, 0::2].transpose(1, 2)).max(-1)
     order = strength.argsort(dim=-1, descending=True, stable=True)
     gone, stay = order[:, :count], order[:, count:].sort(-1).values
     target = target.gather(1, gone)

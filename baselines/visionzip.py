@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from baselines._layers import KeptTokens
+from harness.precision import without_autocast
 from harness.projector import ImageFeatures, ProjectorConfig, VisualTokens
 
 __all__ = ["VisionZip"]
@@ -59,7 +60,8 @@ class VisionZip(KeptTokens):
         values = gather(image.patches, left)
         is_anchor = torch.zeros(left.shape[1], dtype=torch.bool, device=left.device)
         is_anchor[torch.arange(contextual) * (left.shape[1] // contextual)] = True
-        likest = (keys[:, ~is_anchor] @ keys[:, is_anchor].transpose(1, 2)).argmax(-1)
+        with without_autocast(keys):
+            likest = (keys[:, ~is_anchor] @ keys[:, is_anchor].transpose(1, 2)).argmax(-1)
         member = F.one_hot(likest, contextual).to(values.dtype).transpose(1, 2)
         means = member @ values[:, ~is_anchor] / member.sum(-1, keepdim=True).clamp(min=1)
         tokens = torch.cat([gather(image.patches, dominant), values[:, is_anchor] + means], dim=1)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.precision import without_autocast
 from harness.projector import Superpixels
 from svp.pooling import binary_cells
 
@@ -197,7 +198,8 @@ class CentroidEncoder(ShapeEncoder):
     def forward(self, superpixels: Superpixels, grid: tuple[int, int]) -> Tensor:
         """``[S, width]``, no parameters."""
         occupancy = superpixels.occupancy.float()
-        centres = occupancy @ cell_centres(grid, occupancy.device) / occupancy.sum(dim=1, keepdim=True)
+        with without_autocast(occupancy):
+            centres = occupancy @ cell_centres(grid, occupancy.device) / occupancy.sum(dim=1, keepdim=True)
         return sincos_2d(centres, self.output_width)
 
 
