@@ -27,17 +27,21 @@ def layer_mean(hook: LanguageHook | None, count: int, layers: int) -> float:
 
 
 def _with_weights(layer: Any, hidden: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """A layer's output and its attention ``[b, heads, L, L]``: this layer alone runs the plain attention."""
+    """A layer's output and its attention ``[b, heads, L, L]``: this layer alone runs the plain attention.
+
+    It is not checkpointed: the backward pass would compute it again with the usual attention.
+    """
     attention, weights = layer.self_attn, []
     usual = attention.config
     attention.config = copy.copy(usual)
     attention.config._attn_implementation = "eager"
+    checkpointed, layer.gradient_checkpointing = getattr(layer, "gradient_checkpointing", False), False
     handle = attention.register_forward_hook(lambda _, __, out: weights.append(out[1]))
     try:
         hidden = layer(hidden, **kwargs)
     finally:
         handle.remove()
-        attention.config = usual
+        attention.config, layer.gradient_checkpointing = usual, checkpointed
     return hidden, weights[0]
 
 

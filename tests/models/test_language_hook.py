@@ -129,6 +129,29 @@ def test_gradients_reach_the_projector_and_the_language_model(model):
     assert [n for n, p in named if p.grad is None or not p.grad.any()] == []
 
 
+def test_gradient_checkpointing_changes_no_gradient(model):
+    image, sam = features(3)
+    named = model.set_stage(2)
+    for name, parameter in named:
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    model.language.train()
+    layers, found = model.language.get_decoder().layers, []
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.language.gradient_checkpointing_enable({"use_reentrant": False})
+        model.zero_grad()
+        logits, ce, *_ = model(image, EXPRESSIONS, sam)
+        (logits.square().mean() + ce).backward()
+        found.append({name: parameter.grad.clone() for name, parameter in named})
+        assert all(layer.gradient_checkpointing == checkpointing for layer in layers)
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, msg=name)
+
+
 @pytest.mark.parametrize("layer", [2, 5])
 def test_a_layer_that_leaves_none_behind_it_is_refused(model, layer):
     model.projector.hook = MostAttended(layer, 2)
