@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -294,7 +295,10 @@ def _set_threads(count: int) -> None:
 
 @contextmanager
 def _only_one(job: str) -> Iterator[None]:
-    """Hold the job's lock: a job left behind by a killed workflow must not write beside its successor."""
+    """Hold the job's lock: a job left behind by a killed workflow must not write beside its successor.
+
+    Where the file system has no locks (Lustre mounted without ``flock``) the job goes on, and says so.
+    """
     path = Path("work") / "locks" / f"{job}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as stream:
@@ -306,6 +310,11 @@ def _only_one(job: str) -> Iterator[None]:
             raise ValueError(
                 f"process {holder} is at {job} already; let it end, or stop it and run again"
             ) from error
+        except OSError as error:
+            sys.stderr.write(
+                f"{path.resolve()} cannot be locked ({error.strerror}): nothing keeps a second process from "
+                f"{job}; see to it that none is left behind, or mount the file system with flock\n"
+            )
         stream.truncate(0)
         stream.write(f"{os.getpid()} on {os.uname().nodename}")
         stream.flush()

@@ -1,7 +1,9 @@
 """Starting again after a kill: the lock, jobs left behind, and the file lists the rules write out."""
 
 import ast
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -125,6 +127,22 @@ def test_two_processes_are_never_at_one_job(tmp_path, monkeypatch):
             pass
     with _only_one("train-x-1"):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks_stops_no_job(tmp_path, monkeypatch, capsys, number):
+    from harness import stages
+
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stages.fcntl, "flock", refused)
+    done = []
+    with stages._only_one("train-x-1"):
+        done.append(True)
+    said = capsys.readouterr().err
+    assert done and "train-x-1.lock cannot be locked" in said and os.strerror(number) in said
 
 
 def test_rules_declare_what_the_reports_write(request):
