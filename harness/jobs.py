@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from harness.config import RunConfig
 from harness.data.options import ReferData
 
@@ -10,6 +12,7 @@ __all__ = [
     "gpus",
     "memory_mb",
     "minutes",
+    "own_weights_mb",
     "prediction_processes",
     "preparation_mb",
     "tables_mb",
@@ -57,6 +60,11 @@ def tables_mb(runs: int, attempt: int) -> int:
 def tables_minutes(runs: int, attempt: int) -> int:
     """Time limit to write the tables of ``runs`` runs: 13 s a run at full size."""
     return attempt * (30 + runs // 2)
+
+
+def own_weights_mb(runs: Sequence[RunConfig]) -> int:
+    """Host memory of what each of many rows learns, when all are loaded: embeddings, of 7B size."""
+    return sum(1600 for run in runs if run.models.gpu)
 
 
 def minutes(run: RunConfig, tiny: int) -> int:
