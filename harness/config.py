@@ -160,7 +160,8 @@ class ModelsConfig(Strict):
     ``pretrained``: language model, ``[SEG]`` head and mask decoder come from a tiny model that already
     refers, in scenes told in words.
     ``gpu``: jobs that run the models ask the scheduler for GPUs, and for four times the time that the tiny
-    ones need. ``memory_gb``: host memory of each of their processes, where it is more than the tiny ones'.
+    ones need; they fail at once where torch can use none.
+    ``memory_gb``: host memory of each of their processes, where it is more than the tiny ones'.
     """
 
     size: str = "tiny"
