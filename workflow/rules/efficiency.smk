@@ -11,8 +11,7 @@ rule efficiency:
         f"logs/{STUDY}/efficiency.log",
     threads: workflow.cores or 1
     resources:
-        mem_mb=jobs.memory_mb(PLAN.trained[0], 6000)
-        + jobs.own_weights_mb(PLAN.trained),
+        mem_mb=jobs.memory_mb(PLAN.trained[0], 6000) + jobs.own_weights_mb(PLAN.trained),
         runtime=jobs.minutes(PLAN.trained[0], 120),
         nodes=1,
         gpu=jobs.gpus(PLAN.trained[0]),
