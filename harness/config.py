@@ -6,9 +6,10 @@ Snakefile loads this module, and every Slurm job parses the Snakefile again.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from harness.data.options import ReferData, SyntheticData
 from harness.discovery import nearest
@@ -29,6 +30,7 @@ __all__ = [
     "TrainingConfig",
     "TuningConfig",
     "VisionConfig",
+    "checked_name",
 ]
 
 FEATURE_ITEMS = (
@@ -46,6 +48,27 @@ BLOCKS = ("data", "models", "superpixels", "training", "protocol")
 
 class ConfigError(ValueError):
     """A config that cannot be run; one sentence, naming the key and the mend."""
+
+
+def checked_name(name: str, *, dots: bool = False) -> str:
+    """``name`` as it is, if files and rows can be called so; ``dots``: whether it may hold dots too.
+
+    Raises:
+        ValueError: it cannot; the message says what is allowed.
+    """
+    # It stands in paths, shell lines and Snakemake's patterns, and dots part `projector.variant.budget`.
+    if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9_{'.' if dots else ''}+-]*", name):
+        signs = f"letters, digits, '_', '+'{', dots' if dots else ''} and '-', a letter or a digit first"
+        raise ValueError(f"'{name}' cannot be a name; take {signs}")
+    return name
+
+
+def _study_name(name: str) -> str:
+    return checked_name(name, dots=True)
+
+
+Name = Annotated[str, AfterValidator(checked_name)]
+StudyName = Annotated[str, AfterValidator(_study_name)]
 
 
 class VisionConfig(Strict):
@@ -334,8 +357,8 @@ class Row(Strict):
 
     Attributes:
         name: a projector's name, ``module:Class`` or ``path/to/file.py``.
-        label: the name in tables where ``name`` is a path or a module.
-        variant: distinguishes rows of one projector.
+        label: the name in tables where ``name`` is a path or a module (see :func:`checked_name`).
+        variant: distinguishes rows of one projector (see :func:`checked_name`).
         budget: visual tokens, or a share of the patches (``1/4``); ``None`` is the projector's default or
             adaptive. Of a list each makes a row.
         full_budgets: further ones, left out at ``effort: quick``.
@@ -345,8 +368,8 @@ class Row(Strict):
     """
 
     name: str
-    label: str | None = None
-    variant: str = "base"
+    label: Name | None = None
+    variant: Name = "base"
     budget: Budget | tuple[Budget, ...] = None
     full_budgets: tuple[Budget, ...] = ()
     config: dict[str, Any] = {}
@@ -384,7 +407,7 @@ class StudyConfig(Strict):
         reference_row: the projector that speed-ups are relative to.
     """
 
-    study: str = "default"
+    study: StudyName = "default"
     title: str = ""
     notes: tuple[str, ...] = ()
     tiny_notes: tuple[str, ...] = ()

@@ -16,7 +16,16 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from harness.config import BLOCKS, Budget, ConfigError, Row, RunConfig, StudyConfig, SuperpixelConfig
+from harness.config import (
+    BLOCKS,
+    Budget,
+    ConfigError,
+    Row,
+    RunConfig,
+    StudyConfig,
+    SuperpixelConfig,
+    checked_name,
+)
 from harness.declarations import Declaration
 from harness.discovery import get_projector, get_source, nearest
 
@@ -151,6 +160,13 @@ def _check_row(row: Row, study: StudyConfig) -> Any:
     except ValueError as error:
         raise ConfigError(f"config: rows: {error}") from error
     _check_options(info, row.config, f"config: rows: {row.name}")
+    if row.label is None:
+        try:
+            checked_name(info.name)
+        except ValueError as error:
+            raise ConfigError(
+                f"config: rows: {row.name}: {error}, as the file's 'name' or 'label'"
+            ) from error
     if info.acts_on == "run":
         rows = [row_names(r.label or r.name, r.variant) for r in study.rows]
         if row.of is None or not any(row.of in names for names in rows):

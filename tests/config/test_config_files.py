@@ -132,6 +132,14 @@ def test_a_projector_of_a_lone_file_stands_in_the_table_under_its_label(tmp_path
     assert runs[1].id == "ours.base.9.s0"
 
 
+def test_a_file_whose_own_name_cannot_be_a_rows_needs_a_label(tmp_path):
+    file, text = tmp_path / "mine.py", (ROOT / "baselines" / "avg_pool.py").read_text()
+    file.write_text(text.replace('name = "avg_pool"', 'name = "my pool"'))
+    with pytest.raises(ConfigError, match="'my pool' cannot be a name; .*'label'"):
+        default(rows=["mlp", str(file)])
+    assert default(rows=["mlp", {"name": str(file), "label": "my+pool"}])[1].id == "my+pool.base.auto.s0"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -174,6 +182,12 @@ def test_a_projector_of_a_lone_file_stands_in_the_table_under_its_label(tmp_path
             "`tuning` finds the learning rate",
         ),
         ({"set": {"training.stage1_steps": "many"}}, "stage1_steps"),
+        ({"study": "my study"}, "study: 'my study' cannot be a name; take letters, digits"),
+        ({"study": "../x"}, "study: '../x' cannot be a name"),
+        ({"rows": [{"name": "mlp", "label": "ours (new)"}]}, r"label: 'ours \(new\)' cannot be a name"),
+        ({"rows": [{"name": "mlp", "label": "v1.5"}]}, "label: 'v1.5' cannot be a name"),
+        ({"rows": [{"name": "mlp", "variant": "{a}"}]}, r"variant: '\{a\}' cannot be a name"),
+        ({"rows": [{"name": "mlp", "variant": "a/b"}]}, "variant: 'a/b' cannot be a name"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(changes, message):

@@ -4,6 +4,7 @@ import ast
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -153,6 +154,13 @@ def test_rules_declare_what_the_reports_write(request):
     }
     assert lists["FIGURES"] == list(FIGURE_NAMES)
     assert sorted([*lists["TABLES"], "main.md"]) == sorted(TABLE_FILES)
+
+
+def test_what_a_shell_line_is_given_is_quoted():
+    for rules in (ROOT / "workflow" / "rules").glob("*.smk"):
+        for line in re.findall(r'"svp stage .*"', rules.read_text()):
+            given = set(re.findall(r"\{([^}]*)\}", line)) - {"params.stage"}  # a number of the rule's own
+            assert given and all(each.endswith(":q") for each in given), f"{rules.name}: {line}"
 
 
 def test_snapshot_copies_tables_and_says_what_made_them(edited):

@@ -21,4 +21,4 @@ rule efficiency:
     message:
         "time every projector, alone on the machine"
     shell:
-        "svp stage efficiency &> {log}"
+        "svp stage efficiency &> {log:q}"

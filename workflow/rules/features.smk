@@ -18,4 +18,4 @@ rule features:
     message:
         "features {wildcards.key}"
     shell:
-        "svp stage features --key {wildcards.key} &> {log}"
+        "svp stage features --key {wildcards.key:q} &> {log:q}"

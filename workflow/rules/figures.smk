@@ -26,4 +26,4 @@ rule figures:
     message:
         "draw the figures"
     shell:
-        "svp stage figures &> {log}"
+        "svp stage figures &> {log:q}"

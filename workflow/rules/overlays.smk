@@ -24,4 +24,4 @@ rule overlays:
     message:
         "draw predictions over images"
     shell:
-        "svp stage overlays &> {log}"
+        "svp stage overlays &> {log:q}"

@@ -32,4 +32,4 @@ rule predict:
     message:
         "predict {wildcards.run}"
     shell:
-        "svp stage predict --run {wildcards.run} &> {log}"
+        "svp stage predict --run {wildcards.run:q} &> {log:q}"

@@ -14,7 +14,7 @@ rule pool:
     message:
         "pool {wildcards.key}"
     shell:
-        "svp stage pool --key {wildcards.key} &> {log}"
+        "svp stage pool --key {wildcards.key:q} &> {log:q}"
 
 
 # Raw data are checked by the job, never named as input: the plan is made without them.
@@ -41,4 +41,4 @@ rule prepare:
     message:
         "prepare {wildcards.key}"
     shell:
-        "svp stage prepare --key {wildcards.key} &> {log}"
+        "svp stage prepare --key {wildcards.key:q} &> {log:q}"

@@ -17,4 +17,4 @@ rule pretrain:
     message:
         "pretrain {wildcards.key}"
     shell:
-        "svp stage pretrain --key {wildcards.key} &> {log}"
+        "svp stage pretrain --key {wildcards.key:q} &> {log:q}"

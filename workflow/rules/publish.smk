@@ -13,4 +13,4 @@ rule publish:
     message:
         "publish to MLflow"
     shell:
-        "svp stage publish &> {log}"
+        "svp stage publish &> {log:q}"

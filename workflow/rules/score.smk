@@ -16,4 +16,4 @@ rule score:
     message:
         "score {wildcards.run}"
     shell:
-        "svp stage score --run {wildcards.run} &> {log}"
+        "svp stage score --run {wildcards.run:q} &> {log:q}"

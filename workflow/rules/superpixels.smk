@@ -18,4 +18,4 @@ rule superpixels:
     message:
         "superpixels {wildcards.key}"
     shell:
-        "svp stage superpixels --key {wildcards.key} &> {log}"
+        "svp stage superpixels --key {wildcards.key:q} &> {log:q}"

@@ -21,4 +21,4 @@ rule tables:
     message:
         "write the tables"
     shell:
-        "svp stage tables &> {log}"
+        "svp stage tables &> {log:q}"

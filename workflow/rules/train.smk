@@ -37,7 +37,7 @@ rule train_stage1:
     message:
         "train {wildcards.run}, stage 1 (language model frozen)"
     shell:
-        "svp stage train --run {wildcards.run} --stage {params.stage} &> {log}"
+        "svp stage train --run {wildcards.run:q} --stage {params.stage} &> {log:q}"
 
 
 use rule train_stage1 as train_stage2 with:

@@ -19,4 +19,4 @@ rule tune:
     message:
         "choose the learning rate of {wildcards.row}"
     shell:
-        "svp stage tune --run {wildcards.row} &> {log}"
+        "svp stage tune --run {wildcards.row:q} &> {log:q}"
