@@ -31,6 +31,7 @@ __all__ = [
     "TuningConfig",
     "VisionConfig",
     "checked_name",
+    "study_name",
 ]
 
 FEATURE_ITEMS = (
@@ -63,12 +64,23 @@ def checked_name(name: str, *, dots: bool = False) -> str:
     return name
 
 
-def _study_name(name: str) -> str:
+# What `results/` holds beside studies.
+_TAKEN = ("efficiency", "mlflow.db", "published", "reference", "shared")
+
+
+def study_name(name: str) -> str:
+    """``name`` as it is, if a study can be called so (see :func:`checked_name`; dots too).
+
+    Raises:
+        ValueError: it cannot; the message says what is allowed.
+    """
+    if name in _TAKEN:
+        raise ValueError(f"'{name}' is a folder of results that is no study's; take another name")
     return checked_name(name, dots=True)
 
 
 Name = Annotated[str, AfterValidator(checked_name)]
-StudyName = Annotated[str, AfterValidator(_study_name)]
+StudyName = Annotated[str, AfterValidator(study_name)]
 
 
 class VisionConfig(Strict):

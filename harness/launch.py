@@ -8,6 +8,7 @@ Only this machine's processes are seen: jobs left on a cluster are cancelled wit
 from __future__ import annotations
 
 import contextlib
+import shlex
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import psutil
 from harness.config import ConfigError
 from harness.files import read_json, write_json
 from harness.plan import Plan
-from harness.study import read_study
+from harness.study import name_of_file, read_study
 
 __all__ = ["abandoned_jobs", "lift_lock", "run_study", "workflows"]
 
@@ -149,8 +150,10 @@ def run_study(
         raw["data_root"] = data_root
     plan = Plan.from_raw(raw)
     command = [sys.executable, "-m", "snakemake", "--cores", "all", "--configfile", str(study)]
-    if data_root is not None:
-        command += ["--config", f"data_root={data_root}"]
+    # Snakemake is not told what a study without a name is called.
+    given = {"study": name_of_file(study), "data_root": data_root}
+    if words := [f"{key}={value}" for key, value in given.items() if value is not None]:
+        command += ["--config", *words]
     if dry_run:
         return subprocess.run([*command, "--dry-run"]).returncode
     plan.check_inputs()
@@ -158,7 +161,9 @@ def run_study(
     lift_lock(Path.cwd(), command, say)
     command += _shared_gpus(plan) if profile is None else ["--profile", profile]
     command += ["--rerun-incomplete", "--keep-going", "--show-failed-logs"]
-    say(f"{len(plan.runs)} runs into {plan.study_dir}; progress of each job in logs/\n$ {' '.join(command)}")
+    say(
+        f"{len(plan.runs)} runs into {plan.study_dir}; progress of each job in logs/\n$ {shlex.join(command)}"
+    )
     start = time.monotonic()
     status = subprocess.run(command).returncode
     minutes = _add_minutes(plan, (time.monotonic() - start) / 60)

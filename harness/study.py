@@ -25,11 +25,12 @@ from harness.config import (
     StudyConfig,
     SuperpixelConfig,
     checked_name,
+    study_name,
 )
 from harness.declarations import Declaration
 from harness.discovery import get_projector, get_source, nearest
 
-__all__ = ["load_study", "read_study", "resolve_study", "row_names"]
+__all__ = ["load_study", "name_of_file", "read_study", "resolve_study", "row_names"]
 
 
 def _parts_dir(root: Path) -> Path:
@@ -98,14 +99,36 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def read_study(path: Path | str, root: Path | str = ".") -> dict[str, Any]:
     """A study file's raw mapping on top of ``config/default.yaml``, merged as ``--configfile`` does.
 
+    A file without ``study`` is called by its own name; else it would write over the default study.
+
     Raises:
-        ConfigError: a file is missing or is not a YAML mapping.
+        ConfigError: a file is missing, is not a YAML mapping, or has no name that a study can have.
     """
     path, default = Path(path), Path(root) / "config" / "default.yaml"
     for each in (default, path):
         if not each.is_file():
             raise ConfigError(f"study file {each} does not exist; run from the repository's root")
-    return _merge(_read_yaml(default), _read_yaml(path))
+    values = _read_yaml(path)
+    if (name := name_of_file(path)) is not None:
+        values["study"] = name
+    return _merge(_read_yaml(default), values)
+
+
+def name_of_file(path: Path | str) -> str | None:
+    """What a study file without ``study`` is called: its own name without the ending; ``None`` with one.
+
+    Raises:
+        ConfigError: no study can be called so.
+    """
+    path = Path(path)
+    if "study" in _read_yaml(path):
+        return None
+    try:
+        if path.stem[:1].isdigit():  # Snakemake, which is given the name, would read a number
+            raise ValueError("it begins with a digit")
+        return study_name(path.stem)
+    except ValueError as error:
+        raise ConfigError(f"{path} has no 'study: NAME', and its own name will not do: {error}") from error
 
 
 def load_study(raw: Mapping[str, Any]) -> StudyConfig:

@@ -42,6 +42,25 @@ def test_reading_a_study_merges_as_snakemake_does(path):
     assert read_study(path, ROOT) == merged(path)
 
 
+def test_a_study_without_a_name_is_called_by_its_file(tmp_path):
+    for name, text, found in (("mine", "rows: [mlp]", "mine"), ("mine", "study: yours", "yours")):
+        (tmp_path / f"{name}.yaml").write_text(text)
+        assert read_study(tmp_path / f"{name}.yaml", ROOT)["study"] == found
+    refused = {"my study": "cannot be a name", "reference": "take another name", "2026": "with a digit"}
+    for name, why in refused.items():
+        (tmp_path / f"{name}.yaml").write_text("rows: [mlp]")
+        with pytest.raises(ConfigError, match=rf"{name}.yaml has no 'study: NAME', and .*{why}"):
+            read_study(tmp_path / f"{name}.yaml", ROOT)
+
+
+@pytest.mark.parametrize("name", ["paper", "small"])
+def test_the_large_studies_keep_their_folders(name):
+    assert (
+        Plan.from_raw(read_study(ROOT / f"config/{name}.yaml", ROOT), ROOT).study_dir.name
+        == f"{name}-default"
+    )
+
+
 def test_the_default_study_holds_the_agreed_rows():
     rows = [(run.projector, run.budget, run.acts_on) for run in default()]
     assert rows == [
@@ -183,6 +202,8 @@ def test_a_file_whose_own_name_cannot_be_a_rows_needs_a_label(tmp_path):
         ),
         ({"set": {"training.stage1_steps": "many"}}, "stage1_steps"),
         ({"study": "my study"}, "study: 'my study' cannot be a name; take letters, digits"),
+        ({"study": ""}, "study: '' cannot be a name"),
+        ({"study": "shared"}, "study: 'shared' is a folder of results that is no study's; take another"),
         ({"study": "../x"}, "study: '../x' cannot be a name"),
         ({"rows": [{"name": "mlp", "label": "ours (new)"}]}, r"label: 'ours \(new\)' cannot be a name"),
         ({"rows": [{"name": "mlp", "label": "v1.5"}]}, "label: 'v1.5' cannot be a name"),

@@ -117,6 +117,13 @@ def test_jobs_of_one_machine_share_its_gpus(monkeypatch, study, gpus, profile, e
     assert words == expected and " ".join(command) in told[0]
 
 
+def test_a_study_without_a_name_runs_into_the_folder_of_its_file(edited):
+    (edited.path / "mine.yaml").write_text("rows: [mlp]\n")
+    done = edited.run("harness.cli", "run", "mine.yaml", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "results/mine/published.json" in done.stdout + done.stderr
+
+
 def test_two_processes_are_never_at_one_job(tmp_path, monkeypatch):
     from harness.stages import _only_one
 
