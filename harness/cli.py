@@ -107,10 +107,13 @@ def new_projector(name: str, *, folder: Path = Path("baselines")) -> None:
         name: lower case, words joined by underscores.
         folder: where to write; ``baselines`` is searched by itself.
     """
+    import shlex
+
     from harness.new_projector import write_projector
 
     path = write_projector(name, folder)
-    _say(f"{path} is written; try it: pytest tests/projectors --projector {path}")
+    test = shlex.join(["pytest", "tests/projectors/test_contract.py", "--projector", str(path)])
+    _say(f"{path} is written; try it: {test}")
 
 
 @app.command

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from shipped import is_shipped, shipped_projectors
 
 from harness.config import BLOCKS, ConfigError, RunConfig, StudyConfig
-from harness.discovery import find_projectors
 from harness.plan import Plan
 from harness.study import load_study, read_study, resolve_study
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
-STUDIES = sorted((ROOT / "config" / "studies").glob("*.yaml"))
+CONFIGS = sorted(filter(is_shipped, (ROOT / "config").glob("*.yaml")))
+STUDIES = sorted(filter(is_shipped, (ROOT / "config" / "studies").glob("*.yaml")))
 
 
 def merged(*paths: Path) -> dict:
@@ -124,7 +124,7 @@ def test_the_main_study_holds_every_projector():
         raw = {**merged(ROOT / "config/studies/main.yaml"), "effort": effort}
         runs = resolve_study(load_study(raw), ROOT)
         # the control of token orders has a study of its own
-        assert {run.projector for run in runs} == set(find_projectors()) - {"reordered"}
+        assert {run.projector for run in runs} == set(shipped_projectors()) - {"reordered"}
         assert len({run.budget for run in runs} - {None}) == (2 if effort == "quick" else 3)
 
 

@@ -1,10 +1,13 @@
 """`svp new-projector` writes a short file that is a projector at once."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from shipped import ROOT, is_shipped, shipped_projectors
 
+from harness.cli import app
 from harness.discovery import get_projector, load_projector
 from harness.new_projector import write_projector
 from harness.projector import ImageFeatures, Interface
@@ -25,6 +28,20 @@ def test_the_written_file_passes_the_contract_tests_as_it_stands(tmp_path):
     # In this process: another one would spend most of its time on imports.
     command = [str(contract), "--projector", str(path), "-p", "no:cacheprovider", "--assert=plain"]
     assert pytest.main(command) == pytest.ExitCode.OK
+
+
+def test_the_command_that_is_printed_is_the_one_that_passes(tmp_path, capsys):
+    app(["new-projector", "my_idea", "--folder", str(tmp_path / "my ideas")])
+    printed = shlex.split(capsys.readouterr().err.split("try it: ")[1])
+    contract = "tests/projectors/test_contract.py"
+    assert printed == ["pytest", contract, "--projector", str(tmp_path / "my ideas" / "my_idea.py")]
+
+
+def test_a_projector_and_a_study_of_ones_own_are_not_the_repositorys():
+    assert is_shipped(ROOT / "baselines" / "mlp.py") and "mlp" in shipped_projectors()
+    if (ROOT / ".git").exists():
+        assert not is_shipped(ROOT / "baselines" / "my_idea.py")
+        assert not is_shipped(ROOT / "config" / "studies" / "mine_alone.yaml")
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,15 @@
 import pytest
 import torch
 from projector_cases import GRID, LANGUAGE, LEVELS, WIDTH, encode, make_features
+from shipped import shipped_projectors
 
-from harness.discovery import find_projectors, get_projector, load_projector
+from harness.discovery import get_projector, load_projector
 from harness.projector import Interface
 from harness.seeds import forked_rng
 
 # Honeybee's resampler drops attention weights; BERT, Deformable DETR's decoder and SeTok's encoders drop too.
 DROPS = {"honeybee_resampler", "q_former", "d_abstractor", "setok"}
-TRAINED = [name for name, info in find_projectors().items() if info.acts_on == "training"]
+TRAINED = [name for name, info in shipped_projectors().items() if info.acts_on == "training"]
 
 
 @pytest.mark.parametrize("name", TRAINED)

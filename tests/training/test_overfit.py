@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from shipped import shipped_projectors
 
 from harness.assembly import RunData, build_model
-from harness.discovery import find_projectors
 from harness.models.losses import dice_loss
 from harness.plan import Plan
 from harness.stages import run_stage
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS, RATE, SHARE = 192, 1.5e-3, 0.9
 LEARNING = ("projector.", "seg_head.", "sam.mask_decoder.")
 
-LEARNED = [name for name, info in find_projectors().items() if info.acts_on == "training"]
+LEARNED = [name for name, info in shipped_projectors().items() if info.acts_on == "training"]
 SETTINGS = {
     **{f"data.{name}_images": 8 for name in ("train", "val", "testA", "testB", "test")},
     "data.pool_images": 16,
