@@ -376,7 +376,8 @@ class Row(Strict):
         full_budgets: further ones, left out at ``effort: quick``.
         config: the projector's own options.
         set: flat deltas of this row alone, as in the study's ``set``.
-        of: for a control that acts on a finished run: that row's projector, or ``projector.variant``.
+        of: for a control that acts on a finished run: that row's projector, ``projector.variant``, or
+            ``projector.variant.budget`` where there are several.
     """
 
     name: str

@@ -19,7 +19,7 @@ from harness.data.options import ReferData, expand_root
 from harness.discovery import nearest
 from harness.files import read_json, write_json
 from harness.keys import Keys, SharedStage, is_pretrained, pretrained
-from harness.study import load_study, resolve_study, row_names
+from harness.study import load_study, resolve_study, row_names, rows_called
 
 __all__ = ["Plan"]
 
@@ -160,25 +160,28 @@ class Plan:
         return (chosen or self.trained)[:3]
 
     def run_named(self, name: str) -> RunConfig:
-        """The run called so by its id, or the first of that ``projector`` or ``projector.variant``.
+        """The run called so by its id, or the first of that row (see :func:`harness.study.row_names`).
 
         Raises:
-            ConfigError: there is none; the message names the nearest.
+            ConfigError: there is none, and the message names the nearest, or the name means several rows.
         """
-        known: dict[str, RunConfig] = {}
-        for run in self.runs.values():
-            for called in (run.id, *row_names(run.projector, run.variant)):
-                known.setdefault(called, run)
-        if name not in known:
-            raise ConfigError(f"study '{self.study.study}' has no row '{name}'{nearest(name, list(known))}")
-        return known[name]
+        runs = list(self.runs.values())
+        if name in self.runs:
+            return self.runs[name]
+        found = rows_called(name, runs)
+        if len(found) > 1:
+            raise ConfigError(f"'{name}' may mean {', '.join(found)}; name one of them")
+        if not found:
+            known = [each for run in runs for each in (*row_names(run), run.id)]
+            raise ConfigError(f"study '{self.study.study}' has no row '{name}'{nearest(name, known)}")
+        return next(run for run in runs if run.row == found[0])
 
     def base_run(self, run: RunConfig) -> RunConfig:
         """The trained run whose weights a run predicts with (itself, or the one its control acts on)."""
         if run.acts_on != "run":
             return run
         for other in self.trained:
-            if run.of in row_names(other.projector, other.variant) and other.seed == run.seed:
+            if run.of in row_names(other) and other.seed == run.seed:
                 return other
         raise ValueError(f"{run.id} acts on '{run.of}', which is not trained in this study")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from harness.config import (
 from harness.declarations import Declaration
 from harness.discovery import get_projector, get_source, nearest
 
-__all__ = ["load_study", "name_of_file", "read_study", "resolve_study", "row_names"]
+__all__ = ["load_study", "name_of_file", "read_study", "resolve_study", "row_names", "rows_called"]
 
 
 def _parts_dir(root: Path) -> Path:
@@ -155,10 +155,42 @@ def load_study(raw: Mapping[str, Any]) -> StudyConfig:
     return study.model_copy(update={"seeds": seeds, "full_seeds": ()})
 
 
-def row_names(projector: str, variant: str) -> tuple[str, ...]:
-    """What ``of`` may call a row: its projector with its variant, and without where that is ``base``."""
-    named = f"{projector}.{variant}"
-    return (projector, named) if variant == "base" else (named,)
+def row_names(run: RunConfig) -> tuple[str, ...]:
+    """A row by ``projector.variant.budget``, ``projector.variant`` and, of variant ``base``, ``projector``."""
+    named = f"{run.projector}.{run.variant}"
+    return (run.row, named, run.projector) if run.variant == "base" else (run.row, named)
+
+
+def rows_called(name: str, runs: Iterable[RunConfig]) -> list[str]:
+    """The rows of ``runs`` that ``name`` may mean (see :func:`row_names`), in their order, seeds apart."""
+    return list(dict.fromkeys(run.row for run in runs if name in row_names(run)))
+
+
+def _choices(runs: Sequence[RunConfig]) -> str:
+    """Every row of ``runs`` by the shortest of its names that means no other."""
+    shortest = {}
+    for run in runs:
+        alone = [name for name in row_names(run) if len(rows_called(name, runs)) == 1]
+        shortest[run.row] = min(alone, key=len)
+    return ", ".join(shortest.values())
+
+
+def _check_of(runs: list[RunConfig]) -> None:
+    """A control that acts on a run names one trained row."""
+    trained = [run for run in runs if run.acts_on == "training"]
+    for run in runs:
+        if run.acts_on != "run":
+            continue
+        found = rows_called(run.of or "", trained)
+        if len(found) > 1:
+            raise ConfigError(
+                f"config: rows: '{run.source}': 'of: {run.of}' may mean {', '.join(found)}; name one of them"
+            )
+        if not found:
+            known = _choices(trained)
+            raise ConfigError(
+                f"config: rows: '{run.source}' acts on a finished run; 'of' must name one of {known}"
+            )
 
 
 def _check_options(info: Declaration, given: Mapping[str, Any], where: str) -> None:
@@ -177,7 +209,7 @@ def _check_superpixels(config: SuperpixelConfig) -> None:
         raise ConfigError(f"superpixels: {config.source} takes its masks from a SAM; set uses_sam: true")
 
 
-def _check_row(row: Row, study: StudyConfig) -> Any:
+def _check_row(row: Row) -> Any:
     try:
         info = get_projector(row.name)
     except ValueError as error:
@@ -191,11 +223,9 @@ def _check_row(row: Row, study: StudyConfig) -> Any:
                 f"config: rows: {row.name}: {error}, as the file's 'name' or 'label'"
             ) from error
     if info.acts_on == "run":
-        rows = [row_names(r.label or r.name, r.variant) for r in study.rows]
-        if row.of is None or not any(row.of in names for names in rows):
-            names = [names[0] for names in rows]
+        if row.budget is not None or row.full_budgets:
             raise ConfigError(
-                f"config: rows: '{row.name}' acts on a finished run; 'of' must name one of {', '.join(names)}"
+                f"config: rows: '{row.name}' has the budget of the run that it acts on; leave out its own"
             )
     return info
 
@@ -251,6 +281,7 @@ def _check_runs(runs: list[RunConfig], study: StudyConfig) -> None:
         seen.add(run.id)
         if run.superpixels is not None:
             _check_superpixels(run.superpixels)
+    _check_of(runs)
 
 
 def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]:
@@ -276,7 +307,7 @@ def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]
     runs: list[RunConfig] = []
     pairs = [(each, budget) for each in study.rows for budget in _budgets(each, study.effort)]
     for row, budget in pairs:
-        info = _check_row(row, study)
+        info = _check_row(row)
         blocks: dict[str, Any] = copy.deepcopy(base)
         if info.superpixel_source:
             blocks["superpixels"] = _load_part(root, "superpixels", info.superpixel_source, size)

@@ -24,7 +24,8 @@ def segment(
         image: the photograph.
         expressions: such as "the left cup"; several share one reading of the photograph.
         study: a file of ``config/``, merged onto ``config/default.yaml``; it must have been run.
-        row: a row of the study by projector, ``projector.variant`` or run id; its first seed.
+        row: a row of the study by projector, ``projector.variant``, ``projector.variant.budget`` or run id;
+            its first seed.
         out: the picture to write, PNG; a PDF is written beside it.
         json: print one JSON value, with the masks as RLE.
     """

@@ -298,6 +298,45 @@ def test_a_control_finds_the_variant_that_it_acts_on():
         default(rows=[*trained, {"name": "reordered", "of": "svp.bar"}])
 
 
+TWO = [{"name": "avg_pool", "budget": [36, 9]}, "mlp"]
+
+
+def test_a_control_says_which_budget_it_acts_on():
+    rows = [*TWO, {"name": "text_blind", "of": "avg_pool.base.9"}]
+    plan = Plan.from_raw({**merged(), "rows": rows}, ROOT)
+    assert plan.base_run(plan.runs["text_blind.base.auto.s0"]).id == "avg_pool.base.9.s0"
+    assert (
+        plan.run_named("avg_pool.base.9").id
+        == plan.run_named("avg_pool.base.9.s0").id
+        == "avg_pool.base.9.s0"
+    )
+    assert plan.run_named("mlp").id == plan.run_named("mlp.base").id == "mlp.base.auto.s0"
+    with pytest.raises(
+        ConfigError, match=r"'avg_pool' may mean avg_pool\.base\.36, avg_pool\.base\.9; name one"
+    ):
+        plan.run_named("avg_pool")
+    with pytest.raises(ConfigError, match="no row 'mpl'; did you mean 'mlp'"):
+        plan.run_named("mpl")
+
+
+@pytest.mark.parametrize(
+    ("control", "message"),
+    [
+        (
+            {"of": "avg_pool"},
+            r"'of: avg_pool' may mean avg_pool\.base\.36, avg_pool\.base\.9; name one of them",
+        ),
+        ({"of": "avg_pool.base.4"}, r"must name one of avg_pool\.base\.36, avg_pool\.base\.9, mlp$"),
+        ({"of": "image_blind"}, r"must name one of avg_pool\.base\.36, avg_pool\.base\.9, mlp$"),
+        ({"of": "mlp", "budget": 9}, "'text_blind' has the budget of the run .* leave out its own"),
+    ],
+)
+def test_a_control_of_no_one_row_is_refused_with_the_choices(control, message):
+    rows = [*TWO, {"name": "image_blind", "of": "mlp"}, {"name": "text_blind", **control}]
+    with pytest.raises(ConfigError, match=message):
+        default(rows=rows)
+
+
 def test_models_of_one_domain_stay_when_the_data_change():
     def keys(**changes) -> tuple:
         plan = Plan.from_raw({**merged(), **changes}, ROOT)
