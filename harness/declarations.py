@@ -7,12 +7,13 @@ projectors, controls and superpixel sources are read; a class is imported only w
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from harness.codehash import module_file
+from harness.codehash import imported_module, module_file, parse_source
 
 __all__ = ["Declaration", "declarations"]
 
@@ -61,25 +62,34 @@ def declarations(path: Path, module: str | None, kind: type[_D]) -> tuple[_D, ..
     return _read(path, module, kind, path.stat().st_mtime_ns)  # type: ignore[arg-type]
 
 
-def _parsed(path: Path) -> ast.Module:
-    return _parsed_once(path, path.stat().st_mtime_ns)
+@dataclass(frozen=True)
+class _File:
+    """A parsed source file, with its dotted module if it has one."""
+
+    path: Path
+    module: str | None
+    tree: ast.Module
+
+
+def _parsed(path: Path, module: str | None) -> _File:
+    return _File(path, module, _parsed_once(path, path.stat().st_mtime_ns))
 
 
 @cache
 def _parsed_once(path: Path, _changed_ns: int) -> ast.Module:
-    return ast.parse(path.read_text(), filename=str(path))
+    return parse_source(path)
 
 
 @cache
 def _read(path: Path, module: str | None, kind: type[_D], _changed_ns: int) -> tuple[_D, ...]:
     found = []
-    tree = _parsed(path)
-    for node in tree.body:
+    file = _parsed(path, module)
+    for node in file.tree.body:
         if isinstance(node, ast.ClassDef):
             own = _literals(node, kind, path)
             if isinstance(own.get("name"), str):
-                declared = _inherited(node, tree, kind, path) | own
-                found.append(kind(own["name"], path, node.name, module, declared, _options(node, tree)))
+                declared = _inherited(node, file, kind) | own
+                found.append(kind(own["name"], path, node.name, module, declared, _options(node, file)))
     return tuple(found)
 
 
@@ -96,17 +106,18 @@ def _literals(node: ast.ClassDef, kind: type[Declaration], path: Path) -> dict[s
     return literals
 
 
-def _inherited(node: ast.ClassDef, tree: ast.Module, kind: type[Declaration], path: Path) -> dict[str, Any]:
+def _inherited(node: ast.ClassDef, file: _File, kind: type[Declaration]) -> dict[str, Any]:
     """What the bases of a class set, the nearest first, as far as they can be followed."""
     declared: dict[str, Any] = {}
     for base in node.bases:
-        if isinstance(base, ast.Name) and base.id not in _PLAIN and (found := _class(base.id, tree)):
-            above, its_tree = found
-            declared = _inherited(above, its_tree, kind, path) | _literals(above, kind, path) | declared
+        if found := _class(base, file):
+            above, its_file = found
+            inherited = _inherited(above, its_file, kind) | _literals(above, kind, its_file.path)
+            declared = inherited | declared
     return declared
 
 
-def _options(node: ast.ClassDef, tree: ast.Module) -> frozenset[str] | None:
+def _options(node: ast.ClassDef, file: _File) -> frozenset[str] | None:
     """Fields of the ``Config`` of a class, of which only the first base counts."""
     own = next((item for item in node.body if isinstance(item, ast.ClassDef) and item.name == "Config"), None)
     fields = [a.target.id for a in own.body if _is_field(a)] if own else []  # type: ignore[attr-defined]
@@ -114,11 +125,10 @@ def _options(node: ast.ClassDef, tree: ast.Module) -> frozenset[str] | None:
     base = bases[0] if bases else None
     if isinstance(base, ast.Attribute) and base.attr == "Config":
         base = base.value
-    if not isinstance(base, ast.Name):
-        return None
-    if base.id in _PLAIN:
+    words = _dotted(base)
+    if words and words[-1] in _PLAIN:
         return frozenset(fields)
-    found = _class(base.id, tree)
+    found = _class(base, file)
     inherited = _options(*found) if found else None
     return None if inherited is None else inherited | frozenset(fields)
 
@@ -127,14 +137,51 @@ def _is_field(item: ast.stmt) -> bool:
     return isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
 
 
-def _class(name: str, tree: ast.Module) -> tuple[ast.ClassDef, ast.Module] | None:
+def _dotted(node: ast.expr | None) -> list[str]:
+    """The words of a name such as ``module.Class``; none where it is something else."""
+    if isinstance(node, ast.Name):
+        return [node.id]
+    if isinstance(node, ast.Attribute) and (words := _dotted(node.value)):
+        return [*words, node.attr]
+    return []
+
+
+def _class(base: ast.expr | None, file: _File) -> tuple[ast.ClassDef, _File] | None:
+    """The class that a base names, written in this file or in another one, with its file."""
+    words = _dotted(base)
+    if not words or words[-1] in _PLAIN:
+        return None
+    if len(words) == 1:
+        return _class_called(words[0], file)
+    *modules, name = words
+    for node in file.tree.body:
+        for bound, module in _modules(node, file):
+            if modules[: len(bound)] == bound:
+                full = ".".join([module, *modules[len(bound) :]])
+                if (path := module_file(full)) is not None:
+                    return _class_called(name, _parsed(path, full))
+    return None
+
+
+def _modules(node: ast.stmt, file: _File) -> Iterator[tuple[list[str], str]]:
+    """The words that an import binds, with the dotted module that each may stand for."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield [alias.asname] if alias.asname else alias.name.split("."), alias.name
+    elif isinstance(node, ast.ImportFrom) and (origin := imported_module(node, file.module, file.path)):
+        for alias in node.names:
+            yield [alias.asname or alias.name], f"{origin}.{alias.name}"
+
+
+def _class_called(name: str, file: _File) -> tuple[ast.ClassDef, _File] | None:
     """The class called ``name`` in a file, defined there or imported from another, and the file it is in."""
-    for node in tree.body:
+    for node in file.tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            return node, tree
-        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            return node, file
+        if isinstance(node, ast.ImportFrom):
             original = next((a.name for a in node.names if (a.asname or a.name) == name), None)
-            path = module_file(node.module) if original else None
+            origin = imported_module(node, file.module, file.path) if original else None
+            path = module_file(origin) if origin else None
             if original and path:
-                return _class(original, _parsed(path))
+                return _class_called(original, _parsed(path, origin))
     return None

@@ -156,7 +156,7 @@ def load_study(raw: Mapping[str, Any]) -> StudyConfig:
 
 
 def row_names(run: RunConfig) -> tuple[str, ...]:
-    """A row by ``projector.variant.budget``, ``projector.variant`` and, of variant ``base``, ``projector``."""
+    """A row by ``projector.variant.budget`` or ``projector.variant``; variant ``base`` by ``projector``."""
     named = f"{run.projector}.{run.variant}"
     return (run.row, named, run.projector) if run.variant == "base" else (run.row, named)
 
