@@ -48,7 +48,7 @@ def run(
         study: a file of ``config/``, merged onto ``config/default.yaml``.
         profile: a Snakemake profile, such as ``slurm``.
         data_root: folder of the raw data, in place of the study's.
-        dry_run: say what would be done, do nothing.
+        dry_run: check the study, say what would be done, do nothing.
     """
     from harness.launch import run_study
 

@@ -136,7 +136,7 @@ def run_study(
         study: a study file.
         profile: a Snakemake profile.
         data_root: folder of the raw data, in place of the study's.
-        dry_run: plan only.
+        dry_run: make the same checks, then plan only.
         say: where messages go.
 
     Returns:
@@ -154,10 +154,11 @@ def run_study(
     given = {"study": name_of_file(study), "data_root": data_root}
     if words := [f"{key}={value}" for key, value in given.items() if value is not None]:
         command += ["--config", *words]
-    if dry_run:
-        return subprocess.run([*command, "--dry-run"]).returncode
     plan.check_inputs()
     _check_rows(plan)
+    if dry_run:
+        named = [] if profile is None else ["--profile", profile]
+        return subprocess.run([*command, *named, "--dry-run"]).returncode
     lift_lock(Path.cwd(), command, say)
     command += _shared_gpus(plan) if profile is None else ["--profile", profile]
     command += ["--rerun-incomplete", "--keep-going", "--show-failed-logs"]

@@ -124,6 +124,21 @@ def test_a_study_without_a_name_runs_into_the_folder_of_its_file(edited):
     assert "results/mine/published.json" in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("study", "words", "sentence"),
+    [
+        ("rows: [mlp, {name: avg_pool, budget: 500}]", (), "these rows cannot be run"),
+        ("{data: real_sample, superpixels: slic, rows: [mlp]}", (), "RIS_REAL_DATA"),
+        ("rows: [mlp]", ("--profile", "nowhere"), "nowhere"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_would(edited, study, words, sentence):
+    (edited.path / "mine.yaml").write_text(study)
+    done = edited.run("harness.cli", "run", "mine.yaml", "--dry-run", *words)
+    assert done.returncode == 1
+    assert sentence in done.stderr and "Traceback" not in done.stderr and "published.json" not in done.stdout
+
+
 def test_two_processes_are_never_at_one_job(tmp_path, monkeypatch):
     from harness.stages import _only_one
 
