@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from harness.data.options import ReferData, SyntheticData
 from harness.discovery import nearest
@@ -83,6 +83,11 @@ Name = Annotated[str, AfterValidator(checked_name)]
 StudyName = Annotated[str, AfterValidator(study_name)]
 
 
+Steps = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+
 class VisionConfig(Strict):
     """The frozen vision encoder in front of the projector.
 
@@ -95,8 +100,8 @@ class VisionConfig(Strict):
 
     kind: Literal["dinov2", "clip", "siglip", "auto"] = "dinov2"
     source: str = "pretrained"
-    image_size: int
-    patch_size: int
+    image_size: AtLeastOne
+    patch_size: AtLeastOne
     layer: int = -1
     levels: tuple[int, ...] = ()
 
@@ -166,25 +171,25 @@ class PretrainConfig(Strict):
     vision_width: int = 96
     vision_depth: int = 4
     vision_heads: int = 4
-    vision_steps: int = 600
+    vision_steps: Steps = 600
     language_width: int = 96
     language_depth: int = 4
     language_heads: int = 2
-    language_batch: int = 48
-    language_steps: int = 600
+    language_batch: AtLeastOne = 48
+    language_steps: Steps = 600
     sam_width: int = 128
     sam_depth: int = 2
     sam_heads: int = 4
     sam_prompt_width: int = 64
-    sam_dense_steps: int = 400
-    sam_steps: int = 300
-    sam_learning_rate: float = 3e-3
-    start_steps: int = 300
-    start_images: int = 12
+    sam_dense_steps: Steps = 400
+    sam_steps: Steps = 300
+    sam_learning_rate: Rate = 3e-3
+    start_steps: Steps = 300
+    start_images: AtLeastOne = 12
     pool_domain: Literal["shapes", "blobs"] | None = None
-    batch: int = 8
-    learning_rate: float = 2e-3
-    torch_threads: int = 1
+    batch: AtLeastOne = 8
+    learning_rate: Rate = 2e-3
+    torch_threads: AtLeastOne = 1
 
 
 class ModelsConfig(Strict):
@@ -250,12 +255,12 @@ class TrainingConfig(Strict):
     ``strategy``: ``ddp`` holds the frozen weights in every process, ``fsdp`` a share of them in each.
     """
 
-    stage1_steps: int
-    stage2_steps: int
-    images_per_step: int
-    expressions_per_image: int
-    learning_rate: float = 3e-4
-    warmup_steps: int = 100
+    stage1_steps: Steps
+    stage2_steps: Steps
+    images_per_step: AtLeastOne
+    expressions_per_image: AtLeastOne
+    learning_rate: Rate = 3e-4
+    warmup_steps: Steps = 100
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     grad_clip: float = 1.0
@@ -270,9 +275,9 @@ class TrainingConfig(Strict):
     gradient_checkpointing: bool = False
     processes: int = Field(1, ge=1)
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    torch_threads: int = 1
-    checkpoint_every: int = 100
-    log_every: int = 20
+    torch_threads: AtLeastOne = 1
+    checkpoint_every: AtLeastOne = 100
+    log_every: AtLeastOne = 20
 
     @property
     def forwards_per_step(self) -> int:
@@ -360,7 +365,8 @@ class TuningConfig(Strict):
     at_quick: bool = False
 
 
-Share = Annotated[str, Field(pattern=r"^1/[1-9][0-9]*$")]
+SHARE = "1/[1-9][0-9]*"
+Share = Annotated[str, Field(pattern=rf"^{SHARE}$")]
 Budget = Annotated[int, Field(ge=1, strict=True)] | Share | None
 
 
@@ -388,6 +394,21 @@ class Row(Strict):
     config: dict[str, Any] = {}
     set: dict[str, Any] = {}
     of: str | None = None
+
+    @field_validator("budget", "full_budgets", mode="before")
+    @classmethod
+    def _is_budget(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.field_name == "budget" and isinstance(value, list | tuple) and not value:
+            raise ValueError("an empty list makes no row; leave the key out for the projector's own budget")
+        for each in value if isinstance(value, list | tuple) else (value,):
+            share = isinstance(each, str) and re.fullmatch(SHARE, each)
+            count = isinstance(each, int) and not isinstance(each, bool) and each >= 1
+            if not (share or count or each is None):
+                raise ValueError(
+                    f"{each!r} is no budget; give a whole number of tokens, such as 36, or a share of the "
+                    "patches, such as 1/4"
+                )
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -436,11 +457,27 @@ class StudyConfig(Strict):
     tuning: TuningConfig | None = None
     splits: tuple[str, ...] = ()
     set: dict[str, Any] = {}
-    bootstrap_resamples: int = 2000
+    bootstrap_resamples: AtLeastOne = 2000
     tracking_uri: str = ""
     results: str = "results"
     share_runs: bool = True
     reference_row: str = "mlp"
+
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _some_rows(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and not value:
+            raise ValueError("no row is named; list one at least, such as 'mlp'")
+        return value
+
+    @field_validator("seeds", "full_seeds", mode="before")
+    @classmethod
+    def _different_seeds(cls, value: Any) -> Any:
+        if isinstance(value, int):
+            raise ValueError(f"{value} is no list; write [{value}] for this seed, or [0, 1, 2] for three")
+        if isinstance(value, list | tuple) and (twice := [x for x in value if value.count(x) > 1]):
+            raise ValueError(f"{twice[0]} stands twice; each repetition needs a seed of its own")
+        return value
 
 
 class RunConfig(Strict):

@@ -44,6 +44,9 @@ class Declaration:
     declared: dict[str, Any] = field(default_factory=dict)
     options: frozenset[str] | None = None
 
+    def check(self) -> None:
+        """Refuse attributes that this kind of class cannot have, with a ``ValueError``."""
+
 
 _D = TypeVar("_D", bound=Declaration)
 
@@ -57,7 +60,7 @@ def declarations(path: Path, module: str | None, kind: type[_D]) -> tuple[_D, ..
         kind: of declaration.
 
     Raises:
-        ValueError: an attribute is no literal; the message names it.
+        ValueError: the file is no Python, or an attribute is no literal or cannot be; the message names it.
     """
     return _read(path, module, kind, path.stat().st_mtime_ns)  # type: ignore[arg-type]
 
@@ -90,6 +93,7 @@ def _read(path: Path, module: str | None, kind: type[_D], _changed_ns: int) -> t
             if isinstance(own.get("name"), str):
                 declared = _inherited(node, file, kind) | own
                 found.append(kind(own["name"], path, node.name, module, declared, _options(node, file)))
+                found[-1].check()
     return tuple(found)
 
 

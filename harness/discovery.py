@@ -6,10 +6,12 @@ import difflib
 import importlib
 import importlib.util
 import sys
+import traceback
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from harness.declarations import Declaration, declarations
 
@@ -36,6 +38,40 @@ class ProjectorInfo(Declaration):
     """A projector's or control's declaration, as written in its file."""
 
     ATTRIBUTES = ("name", "kind", "reference", "licence", "budgets", "needs", "superpixel_source", "acts_on")
+
+    # Literals of the right kind: a word for each that chooses, any of its words for each that lists.
+    WORDS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "kind": ("projector", "control"),
+        "acts_on": ("training", "run", "superpixels"),
+        "needs": (
+            "levels",
+            "cls_attention",
+            "keys",
+            "last_cls_attention",
+            "last_keys",
+            "superpixels",
+            "encoder_tokens",
+        ),
+    }
+
+    def check(self) -> None:
+        """Refuse words that nothing knows, and a string or a number where a tuple belongs.
+
+        Raises:
+            ValueError: with the file, the attribute and the mend.
+        """
+        where = f"{self.path}: {self.class_name}"
+        for listed, example in (("needs", '("levels",)'), ("budgets", "(36,)")):
+            value = self.declared.get(listed, ())
+            if not isinstance(value, tuple | list):
+                raise ValueError(f"{where}.{listed} must be a tuple such as {example}, not {value!r}")
+        for name, known in self.WORDS.items():
+            value = self.declared.get(name, ())
+            for word in value if name == "needs" else [value] if name in self.declared else []:
+                if word not in known:
+                    raise ValueError(
+                        f"{where}.{name}: unknown word {word!r}{nearest(str(word), list(known))}"
+                    )
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -131,7 +167,7 @@ def get_source(name: str, *packages: str) -> SourceInfo:
 def load_source(name: str, *packages: str) -> type[SuperpixelSource]:
     """Import the class of a superpixel source (see :func:`get_source`)."""
     info = get_source(name, *packages)
-    return getattr(importlib.import_module(str(info.module)), info.class_name)
+    return getattr(_imported(info), info.class_name)
 
 
 def get_projector(name: str) -> ProjectorInfo:
@@ -173,13 +209,28 @@ def get_projector(name: str) -> ProjectorInfo:
 def load_projector(name: str) -> type[Projector]:
     """Import the class of a projector (see :func:`get_projector` for what ``name`` may be)."""
     info = get_projector(name)
-    if info.module is not None:
-        return getattr(importlib.import_module(info.module), info.class_name)
-    module_name = f"_projector_{info.path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, info.path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{info.path} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    spec.loader.exec_module(module)
-    return getattr(module, info.class_name)
+    return getattr(_imported(info), info.class_name)
+
+
+def _imported(info: Declaration) -> ModuleType:
+    """The module of a declaration, imported.
+
+    Raises:
+        ValueError: its code fails; the message names the line.
+    """
+    try:
+        if info.module is not None:
+            return importlib.import_module(info.module)
+        module_name = f"_projector_{info.path.stem}"
+        spec = importlib.util.spec_from_file_location(module_name, info.path)
+        if spec is None or spec.loader is None:
+            raise ImportError("it is no module")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        spec.loader.exec_module(module)
+        return module
+    except Exception as error:  # whatever a file of somebody's own raises
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f", line {f.lineno}" for f in frames if Path(f.filename) == info.path]
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{info.path}{lines[-1] if lines else ''} cannot be imported: {told}") from error

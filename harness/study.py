@@ -37,11 +37,26 @@ def _parts_dir(root: Path) -> Path:
     return root / "config" / "parts"
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, which takes the last of two equal keys, but for that."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                raise ConfigError(f"key '{key.value}' stands twice, again in line {line}; leave one of them")
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(path.read_text())
+        value = yaml.load(path.read_text(), Loader=_UniqueKeys)  # a safe loader
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} must hold a mapping")
     return value
@@ -176,8 +191,10 @@ def _choices(runs: Sequence[RunConfig]) -> str:
 
 
 def _check_of(runs: list[RunConfig]) -> None:
-    """A control that acts on a run names one trained row."""
+    """Something is trained, and a control that acts on a run names one row of it."""
     trained = [run for run in runs if run.acts_on == "training"]
+    if not trained:
+        raise ConfigError(f"config: rows: {runs[0].source} is not trained; add a row that is, such as 'mlp'")
     for run in runs:
         if run.acts_on != "run":
             continue

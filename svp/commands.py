@@ -26,12 +26,51 @@ def _figures(value: dict[str, Any], out: Path | None) -> None:
     answer(value, as_json=True)
 
 
+def _json_options(text: str, name: str = "options") -> dict[str, Any]:
+    """An option of a command that holds a JSON object.
+
+    Raises:
+        ValueError: it holds none; the message shows how one is written.
+    """
+    example = f"""such as --{name} '{{"segments": 40}}'"""
+    try:
+        value = json_module.loads(text)
+    except json_module.JSONDecodeError as error:
+        raise ValueError(f"--{name}: {text} is no JSON ({error}); give an object, {example}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"--{name}: {text} is no object; give one, {example}")
+    return value
+
+
+def _built(chosen: Any, given: dict[str, Any], model: Any) -> Any:
+    """A superpixel source with its options.
+
+    Raises:
+        ValueError: it has no such option or cannot have such a value; one sentence.
+    """
+    from pydantic import ValidationError
+
+    from harness.discovery import nearest
+
+    known = list(chosen.Config.model_fields)
+    for key in given:
+        if key not in known:
+            raise ValueError(f"--options: '{chosen.name}' has no option '{key}'{nearest(key, known)}")
+    try:
+        return chosen(chosen.Config(**given), model)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"--options: {chosen.name}: {place}: {message}") from error
+
+
 def _source(name: str, options: str, sam: Path | None, kind: str, device: str | None) -> tuple[Any, Any, Any]:
     """A source's class, options and SAM; by default the default study's SAM, with that study's options."""
     from harness.discovery import load_source
     from harness.superpixels import open_sam
 
-    chosen, given = load_source(name), json_module.loads(options)
+    chosen, given = load_source(name), _json_options(options)
     if chosen.needs_sam and sam is None:
         from harness.tiny_sam import tiny_sam_and_scenes
 
@@ -100,7 +139,8 @@ def bench_superpixels_command(
     from harness.superpixels import open_sam
     from svp.bench import bench_superpixels, same_count
 
-    chosen, cuts = (json_module.loads(text) if text else {} for text in (options, thresholds))
+    chosen = _json_options(options) if options else {}
+    cuts = _json_options(thresholds, "thresholds") if thresholds else {}
     told: dict[str, Any] = {}
     if sam is None or not images:
         from harness.tiny_sam import tiny_sam_and_scenes
@@ -164,7 +204,7 @@ def calibrate_command(
     whole = "int" in str(chosen.Config.model_fields[option].annotation)
 
     def build(value: float) -> Any:
-        return chosen(chosen.Config(**given | {option: round(value) if whole else value}), model)
+        return _built(chosen, given | {option: round(value) if whole else value}, model)
 
     found = calibrate(build, [read_rgb(path) for path in images], count, low=low, high=high)
     answer({"option": option, **asdict(found)}, as_json=True)
@@ -195,4 +235,4 @@ def superpixels(
     from svp.overlay import superpixel_overlay
 
     chosen, given, model = _source(source, options, sam, kind, device)
-    answer(superpixel_overlay(image, chosen(chosen.Config(**given), model), out), as_json=True)
+    answer(superpixel_overlay(image, _built(chosen, given, model), out), as_json=True)

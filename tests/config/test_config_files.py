@@ -201,6 +201,18 @@ def test_a_file_whose_own_name_cannot_be_a_rows_needs_a_label(tmp_path):
             "`tuning` finds the learning rate",
         ),
         ({"set": {"training.stage1_steps": "many"}}, "stage1_steps"),
+        ({"rows": []}, "rows: no row is named; list one at least"),
+        ({"rows": ["oracle"]}, "oracle is not trained; add a row that is"),
+        ({"rows": [{"name": "mlp", "budget": []}]}, "budget: an empty list makes no row"),
+        ({"rows": [{"name": "mlp", "budget": 0.25}]}, "budget: 0.25 is no budget; give a whole number"),
+        ({"rows": [{"name": "mlp", "budget": "36"}]}, "budget: '36' is no budget; .* such as 1/4"),
+        ({"rows": [{"name": "mlp", "full_budgets": [36, True]}]}, "full_budgets: True is no budget"),
+        ({"seeds": [0, 0]}, "seeds: 0 stands twice"),
+        ({"seeds": 3}, r"seeds: 3 is no list; write \[3\]"),
+        ({"bootstrap_resamples": 0}, "bootstrap_resamples: .*greater than or equal to 1"),
+        ({"set": {"training.images_per_step": 0}}, "images_per_step: .*greater than or equal to 1"),
+        ({"set": {"training.stage1_steps": -1}}, "stage1_steps: .*greater than or equal to 0"),
+        ({"set": {"training.learning_rate": -1.0}}, "learning_rate: .*greater than 0"),
         ({"study": "my study"}, "study: 'my study' cannot be a name; take letters, digits"),
         ({"study": ""}, "study: '' cannot be a name"),
         ({"study": "shared"}, "study: 'shared' is a folder of results that is no study's; take another"),
@@ -214,6 +226,14 @@ def test_a_file_whose_own_name_cannot_be_a_rows_needs_a_label(tmp_path):
 def test_a_wrong_setting_is_refused_by_name(changes, message):
     with pytest.raises(ConfigError, match=message):
         default(**changes)
+
+
+@pytest.mark.parametrize("text", ["rows: [mlp]\nseeds: [1]\nrows: [svp]", "rows: [{name: mlp, name: svp}]"])
+def test_a_key_that_stands_twice_is_refused(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(text)
+    key = "rows" if "seeds" in text else "name"
+    with pytest.raises(ConfigError, match=rf"mine.yaml: key '{key}' stands twice, again in line \d"):
+        read_study(tmp_path / "mine.yaml", ROOT)
 
 
 def test_a_study_without_the_reference_row_says_nothing_of_speed_ups():

@@ -37,6 +37,22 @@ def test_superpixels_of_an_image_are_drawn(tmp_path, capsys):
     assert drawn.shape == (40, 60, 3) and not np.array_equal(drawn, pixels)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("{segments: 2}", r"--options: .* is no JSON \(.*\); give an object, such as"),
+        ("[2]", r"--options: \[2\] is no object"),
+        ('{"segmnts": 2}', "'slic' has no option 'segmnts'; did you mean 'segments'"),
+        ('{"segments": "many"}', "--options: slic: segments: "),
+    ],
+)
+def test_wrong_options_are_refused_in_a_sentence(tmp_path, options, message):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match=message) as refused:
+        superpixels(tmp_path / "photo.png", out=tmp_path / "out.png", options=options)
+    assert "\n" not in str(refused.value)
+
+
 def test_sam_without_weights_is_the_studys_with_its_options(tmp_path, monkeypatch, capsys):
     Image.fromarray(photograph()).save(tmp_path / "photo.png")
     folder, size = tmp_path / "tiny", TinySamSize(width=32, prompt_width=32)

@@ -1,0 +1,50 @@
+"""Mistakes in a projector's file of one's own are one sentence that names the file."""
+
+import pytest
+
+from harness.cli import main
+from harness.discovery import get_projector, load_projector
+
+HEAD = "from harness.projector import Projector\n\n\nclass Mine(Projector):\n    name = 'mine'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEAD + '    needs = ("levels")\n', r"mine.py: Mine.needs must be a tuple such as \(\"levels\",\)"),
+        (HEAD + '    needs = ("level",)\n', "Mine.needs: unknown word 'level'; did you mean 'levels'"),
+        (HEAD + "    budgets = 36\n", r"Mine.budgets must be a tuple such as \(36,\)"),
+        (HEAD + '    acts_on = "trainin"\n', "Mine.acts_on: unknown word 'trainin'; did you mean 'training'"),
+        (HEAD + "    def forward(self:\n", "mine.py, line 6: .*; mend it, or move the file away"),
+    ],
+)
+def test_a_declaration_that_cannot_be_is_refused_when_it_is_read(tmp_path, text, message):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        get_projector(str(tmp_path / "mine.py"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("import nowhere_at_all", "mine.py, line 1 cannot be imported: ModuleNotFoundError: No module named"),
+        ("x = undefined", "mine.py, line 1 cannot be imported: NameError: name 'undefined'"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_says_where(tmp_path, line, message):
+    (tmp_path / "mine.py").write_text(f"{line}\n{HEAD}")
+    assert get_projector(str(tmp_path / "mine.py")).name == "mine"  # its declaration is read, not run
+    with pytest.raises(ValueError, match=message):
+        load_projector(str(tmp_path / "mine.py"))
+
+
+@pytest.mark.parametrize("command", ["plan", "doctor"])
+def test_the_program_says_it_in_one_line(tmp_path, command, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(HEAD + "    def forward(self:\n")
+    (tmp_path / "mine.yaml").write_text(f"rows: [mlp, {tmp_path / 'mine.py'}]")
+    monkeypatch.setattr("sys.argv", ["svp", command, str(tmp_path / "mine.yaml")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err.strip()
+    assert ended.value.code == 1
+    assert said.startswith("svp: ") and len(said.splitlines()) == 1 and "line 6" in said
