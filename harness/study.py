@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -269,10 +270,12 @@ def _tokens(budget: Budget, vision: Mapping[str, Any], name: str) -> int | None:
 
 
 def _data_root(root: str) -> str:
-    """Absolute, as what is prepared from it names it too; where a variable is unset it stands as it is.
+    """Absolute, as what is prepared from it names it too; a variable that is unset or empty stands as it is.
 
     A plan needs no raw data; a run checks for it.
     """
+    if any(os.environ.get(name) == "" for name in re.findall(r"\$\{?(\w+)", root)):
+        return root  # else the working directory would be taken for the data
     found = os.path.expandvars(root)
     return found if "$" in found else os.path.abspath(os.path.expanduser(found))
 

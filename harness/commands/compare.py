@@ -16,7 +16,7 @@ def compare(
     first: Path,
     second: Path,
     *,
-    seeds: Path = Path("results/reference/seeds"),
+    seeds: Path | None = None,
     json: bool = False,
     out: Path | None = None,
 ) -> None:
@@ -28,7 +28,8 @@ def compare(
     Args:
         first: ``results/STUDY``, or a snapshot, ``results/reference/STUDY``.
         second: the other run of it.
-        seeds: snapshot of a study of several seeds, which says how far a seed alone moves a row.
+        seeds: snapshot of a study of several seeds, which says how far a seed alone moves a row; default:
+            ``results/reference/seeds``, if it is there.
         json: print one JSON value.
         out: a JSON file that keeps the comparison; ``svp snapshot`` tells of those in
             ``results/reference/reruns``.
@@ -38,8 +39,12 @@ def compare(
     from harness.reporting.context import ROW_KEY, row_label
     from harness.reporting.retraining import retraining
 
+    if seeds is not None and not (seeds / "tables" / "overall.csv").is_file():
+        raise ValueError(
+            f"--seeds: {seeds} holds no tables/overall.csv; name the snapshot of a study of several seeds"
+        )
     found = agreement(first, second)
-    again = retraining(seeds)
+    again = retraining(seeds or Path("results/reference/seeds"))
     far = beyond(found, again.half) if again else None
     provenance = [folder / "provenance.json" for folder in (first, second)]
     value = {

@@ -251,6 +251,18 @@ def test_a_relative_data_root_is_that_of_the_working_directory(monkeypatch, tmp_
     assert {run.data.root for run in runs} == {str(tmp_path / "photos")}
 
 
+@pytest.mark.parametrize("root", ["${SOME_ROOT}", "$SOME_ROOT", "${SOME_ROOT}/photos"])
+def test_an_empty_variable_is_an_unset_one(monkeypatch, root):
+    raw = {**merged(ROOT / "config/real_sample.yaml"), "data_root": root}
+    for empty in (False, True):
+        monkeypatch.setenv("SOME_ROOT", "") if empty else monkeypatch.delenv("SOME_ROOT", raising=False)
+        plan = Plan.from_raw(raw, ROOT)
+        assert {run.data.root for run in plan.runs.values()} == {root}
+    if "{" in root:
+        with pytest.raises(ConfigError, match="needs the environment variable SOME_ROOT"):
+            plan.check_inputs()
+
+
 def test_what_a_projector_refuses_is_found_before_it_is_trained():
     pytest.importorskip("torch")
     from harness.refusals import refusals

@@ -111,10 +111,10 @@ def test_a_row_that_is_the_same_trained_run_is_left_out(tmp_path, pair, capsys, 
     assert found[1:4] == pytest.approx(expected[1:4])
     assert "Left out were 2 rows: the same trained run, not a second one." in found.told
     assert expected.same.empty and "Left out" not in expected.told
-    compare(first, second, seeds=reference / "none", json=True)
+    compare(first, second, seeds=tmp_path, json=True)
     value = json.loads(capsys.readouterr().out)
     assert [row["projector"] for row in value["same_run"]] == ["linear", "svp_slic"]
-    compare(first, second, seeds=reference / "none")
+    compare(first, second, seeds=tmp_path)
     assert "svp_slic                     the same trained run\n" in capsys.readouterr().out
 
 
@@ -147,8 +147,19 @@ def test_a_comparison_kept_before_rows_could_be_left_out_is_still_told():
 
 
 def test_what_is_kept_stands_on_the_page_of_snapshots(pair, reference, capsys):
+
+
+def test_seeds_that_are_not_there_are_refused(pair, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"--seeds: .*nowhere holds no tables/overall\.csv; name the snapshot"
+    ):
+        compare(*pair, seeds=tmp_path / "nowhere")
+
+
+def test_what_is_kept_stands_on_the_page_of_snapshots(pair, reference, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no study of several seeds is kept
     (pair[0] / "provenance.json").write_text(json.dumps(MADE_BY))
-    compare(*pair, seeds=reference / "none", out=reference / "reruns" / "main.json", json=True)
+    compare(*pair, out=reference / "reruns" / "main.json", json=True)
     value = json.loads(capsys.readouterr().out)
     assert value == json.loads((reference / "reruns" / "main.json").read_text())
     assert value["made_by"] == [MADE_BY, None] and value["seed_half"] is None
