@@ -30,13 +30,16 @@ app = App(
 )
 
 
+DEFAULT = Path("config/default.yaml")
+
+
 def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
 @app.command
 def run(
-    study: Path = Path("config/default.yaml"),
+    study: list[Path] | None = None,
     *,
     profile: str | None = None,
     data_root: str | None = None,
@@ -45,28 +48,28 @@ def run(
     """Run a study to its tables, going on where an interrupted run stopped.
 
     Args:
-        study: a file of ``config/``, merged onto ``config/default.yaml``.
+        study: a file of ``config/``, or several, merged onto ``config/default.yaml`` in their order.
         profile: a Snakemake profile, such as ``slurm``.
         data_root: folder of the raw data, in place of the study's.
         dry_run: check the study, say what would be done, do nothing.
     """
     from harness.launch import run_study
 
-    return run_study(study, profile=profile, data_root=data_root, dry_run=dry_run, say=_say)
+    return run_study(study or [DEFAULT], profile=profile, data_root=data_root, dry_run=dry_run, say=_say)
 
 
 @app.command
-def plan(study: Path = Path("config/default.yaml"), *, json: bool = False) -> None:
+def plan(study: list[Path] | None = None, *, json: bool = False) -> None:
     """List the runs of a study, and where its files will lie.
 
     Args:
-        study: a file of ``config/``, merged onto ``config/default.yaml``.
+        study: a file of ``config/``, or several, merged onto ``config/default.yaml`` in their order.
         json: print the resolved study as one JSON value.
     """
     from harness.plan import Plan
     from harness.study import read_study
 
-    made = Plan.from_raw(read_study(study))
+    made = Plan.from_raw(read_study(study or [DEFAULT]))
     answer(made.as_json(), json, "\n".join([str(made.study_dir), *(f"  {run}" for run in made.runs)]))
 
 

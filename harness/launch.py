@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -123,7 +123,7 @@ def _add_minutes(plan: Plan, minutes: float) -> float:
 
 
 def run_study(
-    study: Path,
+    study: Path | Sequence[Path],
     *,
     profile: str | None = None,
     data_root: str | None = None,
@@ -133,7 +133,7 @@ def run_study(
     """Run a study with Snakemake and print its main table.
 
     Args:
-        study: a study file.
+        study: a study file, or several, merged in their order.
         profile: a Snakemake profile.
         data_root: folder of the raw data, in place of the study's.
         dry_run: make the same checks, then plan only.
@@ -149,9 +149,10 @@ def run_study(
     if data_root is not None:
         raw["data_root"] = data_root
     plan = Plan.from_raw(raw)
-    command = [sys.executable, "-m", "snakemake", "--cores", "all", "--configfile", str(study)]
+    files = [study] if isinstance(study, Path) else list(study)
+    command = [sys.executable, "-m", "snakemake", "--cores", "all", "--configfile", *map(str, files)]
     # Snakemake is not told what a study without a name is called.
-    given = {"study": name_of_file(study), "data_root": data_root}
+    given = {"study": name_of_file(files[-1]), "data_root": data_root}
     if words := [f"{key}={value}" for key, value in given.items() if value is not None]:
         command += ["--config", *words]
     plan.check_inputs()

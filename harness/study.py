@@ -112,22 +112,24 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def read_study(path: Path | str, root: Path | str = ".") -> dict[str, Any]:
-    """A study file's raw mapping on top of ``config/default.yaml``, merged as ``--configfile`` does.
+def read_study(study: Path | str | Sequence[Path | str], root: Path | str = ".") -> dict[str, Any]:
+    """A study's raw mapping, of one file or several, on ``config/default.yaml``, as ``--configfile`` merges.
 
     A file without ``study`` is called by its own name; else it would write over the default study.
 
     Raises:
         ConfigError: a file is missing, is not a YAML mapping, or has no name that a study can have.
     """
-    path, default = Path(path), Path(root) / "config" / "default.yaml"
-    for each in (default, path):
+    default = Path(root) / "config" / "default.yaml"
+    paths = [Path(each) for each in ([study] if isinstance(study, Path | str) else study)]
+    for each in (default, *paths):
         if not each.is_file():
             raise ConfigError(f"study file {each} does not exist; run from the repository's root")
-    values = _read_yaml(path)
-    if (name := name_of_file(path)) is not None:
-        values["study"] = name
-    return _merge(_read_yaml(default), values)
+    merged = _read_yaml(default)
+    for path in paths:
+        name = name_of_file(path)
+        merged = _merge(merged, _read_yaml(path) | ({} if name is None else {"study": name}))
+    return merged
 
 
 def name_of_file(path: Path | str) -> str | None:

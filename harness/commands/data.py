@@ -77,13 +77,11 @@ def check(study: Path | None = None, *, root: Path = Path("data"), json: bool = 
     return _report([f for d in found if isinstance(d, ReferData) for f in check_data(d)], json)
 
 
-def doctor(
-    study: Path = Path("config/default.yaml"), *, data_root: str | None = None, json: bool = False
-) -> int:
+def doctor(study: list[Path] | None = None, *, data_root: str | None = None, json: bool = False) -> int:
     """Check everything before a long run: data, weights, GPU, memory, attention, disk, tracker.
 
     Args:
-        study: a file of ``config/``, merged onto ``config/default.yaml``.
+        study: a file of ``config/``, or several, merged onto ``config/default.yaml`` in their order.
         data_root: folder of the raw data, in place of the study's.
         json: print one JSON value.
 
@@ -94,7 +92,7 @@ def doctor(
     from harness.plan import Plan
     from harness.study import read_study
 
-    raw = read_study(study)
+    raw = read_study(study or "config/default.yaml")
     if data_root is not None:
         raw["data_root"] = data_root
     return _report(examine(Plan.from_raw(raw)), json)

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from shipped import is_shipped, shipped_projectors
 
+from harness.cli import app
 from harness.config import BLOCKS, ConfigError, RunConfig, StudyConfig
 from harness.plan import Plan
 from harness.study import load_study, read_study, resolve_study
@@ -51,6 +52,18 @@ def test_a_study_without_a_name_is_called_by_its_file(tmp_path):
         (tmp_path / f"{name}.yaml").write_text("rows: [mlp]")
         with pytest.raises(ConfigError, match=rf"{name}.yaml has no 'study: NAME', and .*{why}"):
             read_study(tmp_path / f"{name}.yaml", ROOT)
+
+
+def test_several_files_are_merged_in_their_order(tmp_path, monkeypatch, capsys):
+    files = [ROOT / "config/paper.yaml", ROOT / "config/studies/main.yaml"]
+    assert read_study(files, ROOT) == merged(*files)
+    (tmp_path / "mine.yaml").write_text("rows: [mlp]")
+    assert read_study([files[0], tmp_path / "mine.yaml"], ROOT)["study"] == "mine"
+    monkeypatch.chdir(ROOT)
+    app(["plan", "config/paper.yaml", str(tmp_path / "mine.yaml")])
+    assert capsys.readouterr().out.splitlines() == ["results/paper-mine", "  mlp.base.auto.s0"]
+    app(["plan"])
+    assert capsys.readouterr().out.startswith("results/default\n")
 
 
 @pytest.mark.parametrize("name", ["paper", "small"])

@@ -124,6 +124,15 @@ def test_a_study_without_a_name_runs_into_the_folder_of_its_file(edited):
     assert "results/mine/published.json" in done.stdout + done.stderr
 
 
+def test_several_files_are_run_as_one_study(edited):
+    (edited.path / "mine.yaml").write_text("rows: [mlp]\n")
+    (edited.path / "other.yaml").write_text("seeds: [7]\n")
+    done = edited.run("harness.cli", "run", "mine.yaml", "other.yaml", "-n")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert "results/other/published.json" in said and "mlp.base.auto.s7" in said and "svp.base" not in said
+
+
 @pytest.mark.parametrize(
     ("study", "words", "sentence"),
     [
