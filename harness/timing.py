@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ class Timed:
     peak: dict[tuple[str, int], int] = field(default_factory=dict)
 
 
-class Member:
+class Member(ABC):
     """One that takes its turn.
 
     Attributes:
@@ -109,9 +110,9 @@ class Member:
         """Bytes of its model, for the peak of memory; ``None`` where that is not asked."""
         return None
 
+    @abstractmethod
     def calls(self, batch: int, groups: Batch) -> Calls:
         """The calls to time, by stage; their input is computed here."""
-        raise NotImplementedError
 
     def on(self, device: torch.device) -> AbstractContextManager[None]:
         """Its weights on the device for a while."""

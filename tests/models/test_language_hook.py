@@ -118,12 +118,18 @@ def test_neighbours_and_batch_do_not_matter(model):
     torch.testing.assert_close(alone[0], together[5], atol=1e-4, rtol=1e-4)
 
 
-def test_gradients_reach_the_projector_and_the_language_model(model):
-    image, sam = features(3)
+def with_lora(model):
+    """What learns in stage 2, with LoRA away from its start at zero."""
     named = model.set_stage(2)
     for name, parameter in named:
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
+    return named
+
+
+def test_gradients_reach_the_projector_and_the_language_model(model):
+    image, sam = features(3)
+    named = with_lora(model)
     logits, ce, *_ = model(image, EXPRESSIONS, sam)
     (logits.square().mean() + ce).backward()
     assert [n for n, p in named if p.grad is None or not p.grad.any()] == []
@@ -131,10 +137,7 @@ def test_gradients_reach_the_projector_and_the_language_model(model):
 
 def test_gradient_checkpointing_changes_no_gradient(model):
     image, sam = features(3)
-    named = model.set_stage(2)
-    for name, parameter in named:
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.1)
+    named = with_lora(model)
     model.language.train()
     layers, found = model.language.get_decoder().layers, []
     for module in model.modules():
