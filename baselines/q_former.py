@@ -44,14 +44,12 @@ class QFormerLayer(nn.Module):
 
 
 class QFormer(Baseline):
-    """Learned queries through a BERT with cross-attention, then a linear layer (BLIP-2).
-
-    Starts from random weights; the publication starts its BERT from bert-base-uncased.
-    """
+    """Learned queries through a BERT with cross-attention, then a linear layer (BLIP-2)."""
 
     name = "q_former"
     reference = "BLIP-2, arXiv 2301.12597; salesforce/LAVIS"
     licence = "BSD-3-Clause"
+    departs = "starts from random weights; BLIP-2 starts from bert-base-uncased and pretrains on captions"
     budgets = (32,)
 
     class Config(ProjectorConfig):

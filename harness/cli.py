@@ -93,6 +93,7 @@ def projectors(*, json: bool = False) -> None:
             "kind": info.kind,
             "reference": info.declared.get("reference", ""),
             "licence": info.declared.get("licence", ""),
+            "departs": info.departs,
             "budgets": list(info.declared.get("budgets", ())),
             "needs": list(info.needs),
             "parameters": counts.get(info.name, {}),

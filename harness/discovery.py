@@ -37,7 +37,10 @@ __all__ = [
 class ProjectorInfo(Declaration):
     """A projector's or control's declaration, as written in its file."""
 
-    ATTRIBUTES = ("name", "kind", "reference", "licence", "budgets", "needs", "superpixel_source", "acts_on")
+    ATTRIBUTES = (
+        *("name", "kind", "reference", "licence", "departs", "budgets", "needs"),
+        *("superpixel_source", "acts_on"),
+    )
 
     # Literals of the right kind: a word for each that chooses, any of its words for each that lists.
     WORDS: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -65,6 +68,9 @@ class ProjectorInfo(Declaration):
             value = self.declared.get(listed, ())
             if not isinstance(value, tuple | list):
                 raise ValueError(f"{where}.{listed} must be a tuple such as {example}, not {value!r}")
+        departs = self.declared.get("departs", "")
+        if not isinstance(departs, str) or departs.endswith("."):
+            raise ValueError(f"{where}.departs must be a string without a full stop, not {departs!r}")
         for name, known in self.WORDS.items():
             value = self.declared.get(name, ())
             for word in value if name == "needs" else [value] if name in self.declared else []:
@@ -87,6 +93,11 @@ class ProjectorInfo(Declaration):
     def acts_on(self) -> str:
         """``training``: it is trained; ``run`` or ``superpixels``: a control at prediction time."""
         return str(self.declared.get("acts_on", "training"))
+
+    @property
+    def departs(self) -> str:
+        """In what it is not the published projector: the end of a sentence that begins with its name."""
+        return str(self.declared.get("departs", ""))
 
     @property
     def superpixel_source(self) -> str | None:

@@ -251,6 +251,8 @@ class Projector(nn.Module):
         kind: ``projector``, or ``control`` for trained controls.
         reference: paper or repository the architecture is taken from.
         licence: licence of the reference code (read, never copied).
+        departs: in what it is not the published projector, as the end of a sentence that begins with its
+            name; stands under every table that holds it.
         budgets: token counts of its publication on a 24x24 grid; empty where it adapts.
         needs: what it reads beyond ``patches``: ``levels``, ``cls_attention``, ``keys``,
             ``last_cls_attention``, ``last_keys``, ``superpixels``, ``encoder_tokens``.
@@ -261,6 +263,7 @@ class Projector(nn.Module):
     kind: ClassVar[str] = "projector"
     reference: ClassVar[str] = ""
     licence: ClassVar[str] = ""
+    departs: ClassVar[str] = ""
     budgets: ClassVar[tuple[int, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     superpixel_source: ClassVar[str | None] = None

@@ -150,35 +150,18 @@ def _efficiency(plan: Plan) -> None:
     efficiency_stage(plan, plan.efficiency_file)
 
 
-_CAPTIONED = (
-    "Every row is also trained on captions of objects, which is no part of the paper's recipe: first on them "
-    "alone (the share of stage 1 that caption_share says; all of the projector learns), later beside the "
-    "masks. Masks alone never taught so small a model to read visual tokens."
-)
-
-
 def _tables(plan: Plan) -> None:
-    from harness.data.overlap import pool_note
     from harness.files import read_json
     from harness.reporting.context import ReportContext
+    from harness.reporting.notes import table_notes
     from harness.reporting.tables import tables_stage
 
-    folders = dict.fromkeys(plan.prepared_dir(run) for run in plan.runs.values())
-    tiny = any(run.models.size == "tiny" for run in plan.runs.values())
-    own = (*plan.study.notes, *(plan.study.tiny_notes if tiny else ()))
-    shared = [note for f in folders if (note := pool_note(read_json(f / "summary.json")))]
-    if any(run.training.caption_weight for run in plan.trained):
-        shared.append(_CAPTIONED)
     tables_stage(
         [plan.score_file(run) for run in plan.runs],
         [plan.efficiency_file],
         {run.id: plan.prepared_dir(run) for run in plan.runs.values()},
         plan.tables_dir,
-        ReportContext.from_study(
-            plan.as_json(),
-            published="results/published",
-            notes=tuple(dict.fromkeys((*own, *shared))),
-        ),
+        ReportContext.from_study(plan.as_json(), published="results/published", notes=table_notes(plan)),
         {run.row: plan.learning_rate(run) for run in plan.trained},
         prediction_paths=[plan.prediction_file(run) for run in plan.runs],
         searches={row: read_json(plan.choice_file(row)) for row in plan.trials},

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 # What a run is called in tables, and where it is evaluated, changes no weight.
-_NAMES = ("study", "kind", "of", "source", "acts_on", "splits")
+_NAMES = ("study", "kind", "variant", "of", "source", "acts_on", "splits")
 _ASKED_OF_THE_SCHEDULER = ("gpu", "memory_gb")
 _HOW_OFTEN = ("log_every", "checkpoint_every")
 

@@ -1,4 +1,4 @@
-"""What one study has trained, another takes; what differs in a value, an input or the code is trained."""
+"""What was trained once is taken; what differs in a value, an input or the code is trained."""
 
 import json
 from pathlib import Path
@@ -111,6 +111,37 @@ def test_share_runs_off_neither_takes_nor_keeps(tmp_path, trainings):
     for plan in (one, two, three):
         train(plan, first_run(one))
     assert len(trainings) == 6
+
+
+def test_rows_that_differ_in_name_alone_are_trained_once(tmp_path, trainings):
+    rows = ["mlp", {"name": "mlp", "variant": "again"}, {"name": "avg_pool", "budget": 9}]
+    plan = study(tmp_path, rows=rows)
+    first, again, other = (run.id for run in plan.trained)
+    assert [train(plan, run) for run in (first, again, other)] == [2, 2, 4]
+    assert {run for _, run, _ in trainings} == {first, other}
+    assert plan.log_file(again).read_bytes() == plan.log_file(first).read_bytes()
+
+
+def waited_for(plan, run, stage):
+    return [path.parent.name for path in trained.twin_weights(plan, plan.runs[run], stage)]
+
+
+def test_a_row_waits_for_the_first_that_it_equals_in_a_stage(tmp_path):
+    def mlp(variant, **values):
+        return {"name": "mlp", "variant": variant, **values}
+
+    longer, faster = {"training.stage2_steps": 99}, {"training.learning_rate": 1e-5}
+    rows = ["mlp", mlp("again"), mlp("once_more"), mlp("longer", set=longer), mlp("faster", set=faster)]
+    plan = study(tmp_path, rows=rows, seeds=[0, 1])
+    first = "mlp.base.auto.s0"
+    assert [waited_for(plan, f"mlp.{name}.auto.s0", 1) for name in ("again", "once_more")] == [[first]] * 2
+    assert waited_for(plan, "mlp.again.auto.s1", 2) == ["mlp.base.auto.s1"]
+    assert waited_for(plan, "mlp.longer.auto.s0", 1) == [first]
+    assert waited_for(plan, "mlp.longer.auto.s0", 2) == []
+    assert waited_for(plan, "mlp.faster.auto.s0", 1) == []
+    assert waited_for(plan, first, 1) == waited_for(plan, first, 2) == []
+    alone = study(tmp_path, rows=rows, share_runs=False)
+    assert waited_for(alone, "mlp.again.auto.s0", 1) == []
 
 
 def test_a_kept_file_cut_in_half_is_refused_by_name(tmp_path, trainings):

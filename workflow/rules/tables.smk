@@ -17,7 +17,9 @@ rule tables:
         runtime=lambda wildcards, attempt: jobs.tables_minutes(len(PLAN.runs), attempt),
         cpus_per_task=1,
     params:
-        code=lambda wildcards: triggers.report_trigger(PLAN, "harness.reporting.tables"),
+        code=lambda wildcards: triggers.report_trigger(
+            PLAN, "harness.reporting.tables", "harness.reporting.notes"
+        ),
     message:
         "write the tables"
     shell:

@@ -3,6 +3,7 @@ rule train_stage1:
     input:
         lambda wildcards: PLAN.run_inputs(PLAN.trainable[wildcards.run]),
         lambda wildcards: PLAN.choices(PLAN.trainable[wildcards.run]),
+        lambda wildcards: trained.twin_weights(PLAN, PLAN.trainable[wildcards.run], 1),
     output:
         PLAN.weights("{run}", 1),
     log:
@@ -45,6 +46,7 @@ use rule train_stage1 as train_stage2 with:
         lambda wildcards: PLAN.run_inputs(PLAN.trainable[wildcards.run]),
         lambda wildcards: PLAN.choices(PLAN.trainable[wildcards.run]),
         PLAN.weights("{run}", 1),
+        lambda wildcards: trained.twin_weights(PLAN, PLAN.trainable[wildcards.run], 2),
     output:
         PLAN.weights("{run}", 2),
     log:
