@@ -4,6 +4,7 @@ import json
 
 import pytest
 from made_up_study import MADE_BY, make_study
+from made_up_tables import write
 
 from harness.reporting.context import ReportContext
 from harness.reporting.tables import tables_stage
@@ -12,6 +13,11 @@ from harness.reporting.tables import tables_stage
 @pytest.fixture(scope="session")
 def made_up(tmp_path_factory):
     return make_study(tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture(scope="session")
+def tables(made_up, tmp_path_factory):
+    return write(made_up, tmp_path_factory.mktemp("tables"))
 
 
 @pytest.fixture

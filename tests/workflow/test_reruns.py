@@ -114,11 +114,11 @@ def test_a_search_stands_between_its_trials_and_the_runs(finished):
 def test_a_row_that_is_another_by_another_name_waits_for_its_weights(finished):
     rows = "rows=[mlp, {name: mlp, variant: again}]"
     done = finished.snakemake("--config", "study=twins", rows, "--dry-run")
-    found = re.findall(r"^Job \d+: train (.*)\n(?:.*\n)?? *input: (.*)", done.stdout + done.stderr, re.M)
-    inputs = dict(found)
+    reasons = dict(re.findall(r"^Job \d+: train (.*)\nReason: (.*)", done.stdout + done.stderr, re.M))
     for stage, words in ((1, "stage 1 (language model frozen)"), (2, "stage 2 (with LoRA)")):
         file = f"results/twins/runs/mlp.base.auto.s0/stage{stage}.safetensors"
-        assert file in inputs[f"mlp.again.auto.s0, {words}"].split(", ")
+        assert file in re.split(r"[:;,] ", reasons[f"mlp.again.auto.s0, {words}"])
+        assert "again" not in reasons[f"mlp.base.auto.s0, {words}"]
 
 
 def test_a_dry_run_writes_nothing(edited):
