@@ -15,17 +15,14 @@ from pathlib import Path
 from harness.config import LanguageConfig, RunConfig
 from harness.data.check import Finding, check_data
 from harness.data.options import ReferData, expand_root
-from harness.data.sources import EXPECTED
+from harness.estimates import feature_bytes, memory_estimate, weight_bytes
 from harness.files import sha256_file
 from harness.plan import Plan
 from harness.refusals import refusals
 
-__all__ = ["examine", "memory_estimate", "parameters_of_name"]
+__all__ = ["examine"]
 
 _GB = 1e9
-# Parameters of encoders by the size in their name: SAM's image encoders, DINOv2 and CLIP vision models.
-_SAM_SIZES = {"tiny": 1e6, "vit_b": 94e6, "vit_l": 312e6, "vit_h": 641e6}
-_VISION_SIZES = {"small": 22e6, "base": 87e6, "large": 304e6, "so400m": 428e6, "giant": 1.14e9}
 
 
 def examine(plan: Plan) -> list[Finding]:
@@ -104,28 +101,6 @@ def _hub_weights(part: str, source: str) -> Finding:
     return Finding(f"{part}: {source} {what}", "missing", f"hf download {source} (where there is a network)")
 
 
-def parameters_of_name(source: str, sizes: dict[str, float]) -> float | None:
-    """Parameters that a model's name tells (``7b``, ``0.5B``, ``large``), or ``None``."""
-    if found := re.search(r"(?<![\w.])(\d+(?:\.\d+)?)b(?![a-z0-9])", source.lower()):
-        return float(found[1]) * 1e9
-    return next((count for word, count in sizes.items() if word in source.lower()), None)
-
-
-def memory_estimate(run: RunConfig) -> float | None:
-    """Least bytes that training takes on a GPU, activations apart; ``None`` where a name tells no size.
-
-    Frozen weights are counted in the training's dtype; what learns (the embeddings, the head, the mask
-    decoder, LoRA, a projector: 5 % of the language model) in float32 with gradient and Adam's two moments.
-    """
-    models, config = run.models, run.training
-    language = parameters_of_name(models.language.source, {})
-    vision = parameters_of_name(models.vision.source, _VISION_SIZES)
-    if language is None or vision is None:
-        return None
-    width = 2 if config.dtype == "bfloat16" else 4
-    return width * (language + vision + _SAM_SIZES[models.sam.kind]) + 16 * 0.05 * language
-
-
 def _device(run: RunConfig) -> Iterator[Finding]:
     if run.models.pretrain is not None:
         yield Finding("device: models this small need no GPU", "ok")
@@ -163,24 +138,16 @@ def _attention(config: LanguageConfig) -> Finding:
     return Finding(f"attention: {config.attention}", "ok")
 
 
-def _images_of(data: ReferData) -> int:
-    """Photographs of the data's splits as far as their counts are known."""
-    known = [EXPECTED.get((d.place, d.split_by, s)) for d in data.datasets for s in d.splits]
-    return max(sum(k.images or 0 for k in known if k), 25_000)  # the three train splits share some 25,000
-
-
 def _disk(plan: Plan) -> Iterator[Finding]:
     folder = plan.results
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    need = 2e9
-    for run in {r.data: r for r in plan.runs.values()}.values():
-        if isinstance(run.data, ReferData) and run.models.pretrain is None:
-            height, width = run.models.vision.grid
-            # A cached image: patches of width 1,024 and SAM's 64 x 64 x 256, two bytes each.
-            need += _images_of(run.data) * 2 * (height * width * 1024 + 64 * 64 * 256)
+    features, weights = feature_bytes(plan), weight_bytes(plan)
+    need = 2e9 + features + weights
     text = f"disk: {free / _GB:.0f} GB free for {plan.results}, up to {need / _GB:.0f} GB wanted"
+    if features or weights:
+        text += f" ({features / _GB:.0f} for frozen features, {weights / _GB:.0f} for weights)"
     if free >= need:
         yield Finding(text, "ok")
     else:

@@ -16,16 +16,17 @@ from harness.reporting.token_charts import tokens_vs_giou, tokens_vs_objects
 from harness.reporting.training_charts import loss_curves, run_row, stage_times
 from harness.scoring.metrics import read_scores
 
-__all__ = ["FIGURE_NAMES", "figures_stage"]
+__all__ = ["FIGURE_NAMES", "figures_stage", "image_tokens"]
 
 FIGURE_NAMES = ("tokens_vs_giou", "per_split", "phenomena", "tokens_vs_objects", "loss_curves", "stage_times")
 
 
-def _image_tokens(
+def image_tokens(
     score_paths: Sequence[Path | str], prepared: Path | str | Mapping[str, Path | str]
 ) -> pd.DataFrame:
     """Visual tokens and objects, a row an image and row of the comparison (mean over expressions, seeds)."""
     counts: dict[Path, pd.Series] = {}
+    key = [*ROW_KEY, "image_id"]
     parts = []
     for path in sorted(map(str, score_paths)):
         folder = prepared_of(prepared, path)
@@ -33,9 +34,13 @@ def _image_tokens(
             counts[folder] = object_counts(folder)
         rows = read_scores([path])
         rows = rows[rows["status"].eq("ok")]
-        parts.append(rows.assign(objects=rows["image_id"].map(counts[folder])))
-    groups = pd.concat(parts).groupby([*ROW_KEY, "image_id"], sort=True)
-    return groups.agg(tokens=("visual_tokens", "mean"), objects=("objects", "first")).reset_index()
+        rows = rows.assign(objects=rows["image_id"].map(counts[folder]))
+        # Summed run by run: the expressions of hundreds of runs would fill the memory.
+        tokens = {"tokens": ("visual_tokens", "sum"), "expressions": ("visual_tokens", "size")}
+        parts.append(rows.groupby(key, sort=True).agg(**tokens, objects=("objects", "first")).reset_index())
+    sums = {"tokens": ("tokens", "sum"), "expressions": ("expressions", "sum")}
+    images = pd.concat(parts).groupby(key, sort=True).agg(**sums, objects=("objects", "first")).reset_index()
+    return images.assign(tokens=images["tokens"] / images["expressions"]).drop(columns="expressions")
 
 
 def figures_stage(
@@ -75,7 +80,7 @@ def figures_stage(
             written += save(tokens_vs_giou(parts[0], look, context), out_dir, f"tokens_vs_giou{end}")
             written += save(score_charts.per_split(parts[1], look, context), out_dir, f"per_split{end}")
             written += save(score_charts.phenomena(parts[2], look, context), out_dir, f"phenomena{end}")
-        images = _image_tokens(score_paths, prepared_dir)
+        images = image_tokens(score_paths, prepared_dir)
         written += save(tokens_vs_objects(images, tokens, look, context), out_dir, "tokens_vs_objects")
         written += save(loss_curves(log_paths, look, context), out_dir, "loss_curves")
         written += save(stage_times(efficiency, context), out_dir, "stage_times")

@@ -3,9 +3,9 @@
 import importlib.util
 import json
 import os
-from pathlib import Path
 
 import pytest
+from config_files import ROOT, planned
 
 from harness.cli import app
 from harness.config import ConfigError
@@ -13,11 +13,7 @@ from harness.data import check as check_module
 from harness.data.check import check_data
 from harness.data.options import ReferData, ReferSet
 from harness.data.sources import KnownSplit
-from harness.doctor import examine, memory_estimate, parameters_of_name
-from harness.plan import Plan
-from harness.study import load_study, read_study, resolve_study
-
-ROOT = Path(__file__).parents[2]
+from harness.doctor import examine
 
 
 def toy(root, *splits) -> ReferData:
@@ -55,13 +51,8 @@ def test_missing_images_files_and_splits_are_named(folder):
     assert "instances.json is not there" in check_data(toy(folder.root))[0].check
 
 
-def study(**changes) -> Plan:
-    study = load_study({**read_study(ROOT / "config" / "default.yaml", ROOT), **changes})
-    return Plan(study, resolve_study(study, ROOT))
-
-
 def test_all_is_well_with_the_default_study(tmp_path):
-    assert set(statuses(examine(study(results=str(tmp_path))))) == {"ok"}
+    assert set(statuses(examine(planned(results=str(tmp_path))))) == {"ok"}
 
 
 def test_weights_that_are_not_there_are_missing_and_local_ones_are_found(tmp_path):
@@ -70,7 +61,7 @@ def test_weights_that_are_not_there_are_missing_and_local_ones_are_found(tmp_pat
         "models.language.source": "some/never-heard-of-7b",
         "models.sam.source": str(tmp_path / "sam.pth"),
     }
-    findings = examine(study(set=changes, results=str(tmp_path)))
+    findings = examine(planned(set=changes, results=str(tmp_path)))
     missing = {f.check.split(":")[0]: f.mend for f in findings if f.status == "missing"}
     assert (
         "hf download some/never-heard-of-7b" in missing["language"] and "segment-anything" in missing["sam"]
@@ -80,7 +71,7 @@ def test_weights_that_are_not_there_are_missing_and_local_ones_are_found(tmp_pat
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "llm" / name).touch()
     changes |= {"models.language.source": str(tmp_path / "llm"), "models.sam.sha256": "0" * 64}
-    found = {f.check.split(":")[0]: f for f in examine(study(set=changes, results=str(tmp_path)))}
+    found = {f.check.split(":")[0]: f for f in examine(planned(set=changes, results=str(tmp_path)))}
     assert found["language"].status == "ok"
     assert found["sam"].status == "wrong" and "another sha256" in found["sam"].check
 
@@ -90,38 +81,14 @@ def test_attention_disk_and_tracker_are_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "harness.doctor.importlib.util.find_spec", lambda name: None if name == "mlflow" else installed(name)
     )
-    findings = examine(study(set={"models.language.attention": "eager"}, results=str(tmp_path)))
+    findings = examine(planned(set={"models.language.attention": "eager"}, results=str(tmp_path)))
     assert any("workflow" in f.mend for f in findings if f.status == "missing")
     assert [f.status for f in findings if f.check.startswith("attention: eager")] == ["note"]
     with pytest.raises(ConfigError, match="'sdpa' or 'eager'"):
-        study(set={"models.language.attention": "flash_attention_2"})
+        planned(set={"models.language.attention": "flash_attention_2"})
     monkeypatch.undo()
-    silent = examine(study(tracking_uri="http://127.0.0.1:9", results=str(tmp_path)))
+    silent = examine(planned(tracking_uri="http://127.0.0.1:9", results=str(tmp_path)))
     assert [f.status for f in silent if f.check.startswith("tracker")] == ["wrong"]
-
-
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [
-        ("llava-hf/llava-1.5-7b-hf", 7e9),
-        ("Qwen/Qwen2.5-0.5B-Instruct", 0.5e9),
-        ("lmsys/vicuna-13b-v1.5", 13e9),
-        ("facebook/dinov2-large", 304e6),
-        ("someone/model", None),
-    ],
-)
-def test_a_models_name_tells_its_size(name, count):
-    assert parameters_of_name(name, {"large": 304e6}) == count
-
-
-def test_memory_of_a_7b_model_in_bfloat16_is_between_its_weights_and_a_big_card():
-    changes = {
-        "models.start": None, "models.language.source": "x/llama-7b",
-        "models.vision.source": "facebook/dinov2-large",
-        "models.sam.kind": "vit_h", "training.dtype": "bfloat16",
-    }  # fmt: skip
-    need = memory_estimate(next(iter(study(set=changes).runs.values())))
-    assert 14e9 < need < 40e9
 
 
 def test_the_command_prints_the_agreed_json_and_status(tmp_path, capsys, monkeypatch):

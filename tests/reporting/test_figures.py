@@ -6,11 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from made_up_study import make_study
 from matplotlib.text import Text
 from PIL import Image
 
 from harness.reporting.context import ReportContext, read_csv
-from harness.reporting.figures import FIGURE_NAMES, figures_stage
+from harness.reporting.figures import FIGURE_NAMES, figures_stage, image_tokens
 from harness.reporting.labels import Label, place_labels
 from harness.reporting.score_charts import per_split
 from harness.reporting.style import PALETTE, house_style, looks, save
@@ -25,6 +26,19 @@ def tables(made_up, tmp_path_factory):
     context = ReportContext.from_study(made_up["config"], resamples=50)
     tables_stage(made_up["scores"], made_up["efficiency"], made_up["prepared"], out, context)
     return out
+
+
+def test_tokens_of_an_image_are_the_mean_over_its_expressions_of_all_seeds(tmp_path):
+    rows = {("words", "base", "auto"): (0.5, None)}
+    study = make_study(tmp_path, images=2, seeds=(0, 1), rows=rows, splits=[("toy", "val")])
+    for path, counts in zip(study["scores"], ([4, 4, 10, 7, 7, 7], [2, 7]), strict=True):
+        frame = pd.read_parquet(path).sort_values("sent_id")
+        frame = frame if len(counts) == len(frame) else frame.iloc[[0, 5]]
+        frame.assign(visual_tokens=counts).to_parquet(path)
+    objects = pd.read_parquet(study["prepared"] / "annotations.parquet")["image_id"].value_counts()
+    found = image_tokens(study["scores"], study["prepared"]).set_index("image_id")
+    assert found["tokens"].to_dict() == {0: 5.0, 1: 7.0}  # (4 + 4 + 10 + 2) / 4, not the mean of 6 and 2
+    assert found["objects"].to_dict() == objects.to_dict()
 
 
 def test_stage_writes_every_figure(made_up, tables, tmp_path):

@@ -6,6 +6,7 @@ import yaml
 from shipped import is_shipped
 
 from harness.config import RunConfig
+from harness.plan import Plan
 from harness.study import load_study, resolve_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,3 +26,8 @@ def merged(*paths: Path) -> dict:
 
 def default(**changes) -> list[RunConfig]:
     return resolve_study(load_study({**merged(), **changes}), ROOT)
+
+
+def planned(*paths: Path, **changes) -> Plan:
+    """The plan of the default study under ``paths``, with some keys changed."""
+    return Plan.from_raw({**merged(*paths), **changes}, ROOT)
