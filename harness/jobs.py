@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from harness.config import RunConfig
 from harness.data.options import ReferData
+from harness.keys import part_of
 
 __all__ = [
     "cpus",
@@ -13,6 +14,7 @@ __all__ = [
     "memory_mb",
     "minutes",
     "own_weights_mb",
+    "pretrain_priority",
     "prediction_processes",
     "preparation_mb",
     "tables_mb",
@@ -70,6 +72,11 @@ def own_weights_mb(runs: Sequence[RunConfig]) -> int:
 def minutes(run: RunConfig, tiny: int) -> int:
     """Time limit of a job whose tiny form is given ``tiny`` minutes."""
     return 4 * tiny if run.models.gpu else tiny
+
+
+def pretrain_priority(key: str) -> int:
+    """90 to 95: all training waits for the start, and that for SAM, the longest, and the language model."""
+    return {"sam": 95, "language": 93}.get(part_of(key), 90)
 
 
 def train_priority(run: RunConfig) -> float:

@@ -16,7 +16,7 @@ from harness.config import FEATURE_ITEMS, RunConfig
 from harness.data.options import SyntheticData
 from harness.files import digest
 
-__all__ = ["PARTS", "Keys", "SharedStage", "is_pretrained", "pretrained"]
+__all__ = ["PARTS", "Keys", "SharedStage", "is_pretrained", "part_of", "pretrained"]
 
 SharedStage = Literal["pool", "prepare", "pretrain", "features", "superpixels"]
 
@@ -33,6 +33,11 @@ def is_pretrained(run: RunConfig, part: str) -> bool:
 def pretrained(run: RunConfig) -> list[str]:
     """Which of a run's models the workflow trains itself."""
     return [part for part in PARTS if is_pretrained(run, part)]
+
+
+def part_of(key: str) -> str:
+    """What a shared artefact's key stands for: ``vision``, ``sam``, ``patches``, … before its hash."""
+    return key.rsplit("-", 1)[0]
 
 
 def _plain(model: BaseModel) -> dict[str, Any]:

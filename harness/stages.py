@@ -18,9 +18,9 @@ from harness.config import ConfigError, RunConfig
 from harness.discovery import nearest
 from harness.files import write_json
 from harness.jobs import gpus, prediction_processes, threads
-from harness.keys import is_pretrained
+from harness.keys import is_pretrained, part_of
 from harness.plan import Plan
-from harness.triggers import feature_trigger, part_of
+from harness.triggers import feature_trigger
 
 __all__ = ["StageName", "run_stage"]
 

@@ -14,7 +14,7 @@ from harness.codehash import code_hash
 from harness.config import RunConfig
 from harness.discovery import get_projector, get_source
 from harness.files import digest
-from harness.keys import pretrained
+from harness.keys import part_of, pretrained
 from harness.plan import Plan
 
 __all__ = [
@@ -168,11 +168,6 @@ def report_trigger(plan: Plan, *modules: str) -> str:
 def publish_trigger(plan: Plan) -> str:
     """The whole resolved study, as every value is mirrored, and how."""
     return digest([plan.as_json(), code_hash("harness.tracking")])
-
-
-def part_of(key: str) -> str:
-    """What a shared artefact's key stands for: ``vision``, ``sam``, ``patches``, … before its hash."""
-    return key.rsplit("-", 1)[0]
 
 
 def _dump(run: RunConfig) -> dict[str, Any]:

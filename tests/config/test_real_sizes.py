@@ -92,6 +92,14 @@ def test_jobs_ask_for_what_the_size_needs():
     assert jobs.prediction_processes(oracle) == 1
 
 
+def test_what_the_most_jobs_wait_for_is_pretrained_first():
+    plan = planned("default")
+    keys, parts = plan.keys(plan.trained[0]), ("sam", "language", "vision", "start")
+    first = {part: jobs.pretrain_priority(keys.model(part)) for part in parts}
+    assert first["sam"] > first["language"] > first["vision"]
+    assert min(first.values()) > max(jobs.train_priority(run) for run in plan.trained)
+
+
 def test_what_grows_with_the_data_or_the_runs_is_given_more_and_once_more_at_a_second_attempt():
     # measured at full size: 3,070 MB to prepare; 1 GB, 16 MB and 13 s a run for the tables
     tiny, paper = planned("default").trained[0], planned("paper").trained[0]

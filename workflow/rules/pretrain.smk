@@ -6,7 +6,7 @@ rule pretrain:
         PLAN.model_dir("{key}") / "done.json",
     log:
         "logs/shared/pretrain/{key}.log",
-    priority: lambda wildcards: 95 if wildcards.key.startswith("sam-") else 90
+    priority: lambda wildcards: jobs.pretrain_priority(wildcards.key)
     threads: lambda wildcards: jobs.cpus(PLAN.owner(wildcards.key))
     resources:
         mem_mb=3000,
