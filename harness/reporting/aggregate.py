@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from harness.reporting.context import ROW_KEY, ReportContext, order_rows, records
 from harness.scoring.metrics import EXPRESSION_KEY, THRESHOLDS, group_status, summarise
-from harness.scoring.statistics import Resampler, image_sums, spearman
+from harness.scoring.statistics import Resampler, difference_interval, image_sums, spearman
 
 __all__ = [
     "DIFFERENCE_COLUMNS",
@@ -131,19 +131,10 @@ def _differences(rows: dict[tuple, _Row], context: ReportContext) -> list[dict[s
         }
         for metric, columns in DIFFERENCE_COLUMNS.items():
             value = ours.figures[metric] - theirs.figures[metric]
-            told = (value, *_interval_and_p(ours.draws[metric] - theirs.draws[metric]))
+            told = (value, *difference_interval(ours.draws[metric] - theirs.draws[metric]))
             pair |= dict(zip(columns, told, strict=True))
         out.append(pair)
     return out
-
-
-def _interval_and_p(gap: NDArray[np.float64]) -> tuple[float, float, float]:
-    """95 % interval and two-sided p-value of resampled differences ``[B]``; NaN if one is not defined."""
-    if np.isnan(gap).any():
-        return np.nan, np.nan, np.nan
-    low, high = np.quantile(gap, [0.025, 0.975])
-    tail = min((gap <= 0).sum(), (gap >= 0).sum())
-    return low, high, min(1.0, 2 * (tail + 1) / (len(gap) + 1))
 
 
 def differences_to(

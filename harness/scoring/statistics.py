@@ -20,19 +20,21 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from harness.draws import generator_from_names
-from harness.scoring.metrics import EXPRESSION_KEY, expression_iou
+from harness.scoring.metrics import expression_iou
 
 __all__ = [
-    "Difference",
     "Interval",
     "Resampler",
     "Sums",
+    "difference_interval",
     "image_sums",
-    "paired_difference",
     "spearman",
 ]
 
 Floats = NDArray[np.float64]
+
+# 95 %
+_EDGES = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,6 @@ class Interval:
     value: float
     low: float
     high: float
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A difference between two runs on the same expressions, its interval and two-sided p-value."""
-
-    value: float
-    low: float
-    high: float
-    p_value: float
 
 
 class Sums(NamedTuple):
@@ -124,7 +116,6 @@ class Resampler:
         names: Sequence[object],
         strata: Sequence[Hashable] | None = None,
         resamples: int = 2000,
-        level: float = 0.95,
     ):
         """Draw.
 
@@ -134,12 +125,10 @@ class Resampler:
             strata: a label an image; each stratum is resampled to its own size, so that no split of
                 an average over splits is ever empty.
             resamples: ``B``.
-            level: coverage of the intervals.
         """
         if len(set(images)) != len(images) or not len(images):
             raise ValueError("the images to resample must be distinct and at least one")
         self.images = list(images)
-        self.level = level
         generator = generator_from_names("bootstrap", *names)
         self.weights = np.zeros((resamples, len(images)), dtype=np.float64)
         label = pd.factorize(pd.Series([0] * len(images) if strata is None else list(strata)))[0]
@@ -163,63 +152,25 @@ class Resampler:
         return _mean_ratio(self.weights @ numerator, self.weights @ denominator, empty)
 
     def interval(self, numerator: Floats, denominator: Floats, empty: float = 1.0) -> Interval:
-        """The mean ratio with its percentile interval; arguments as of :meth:`distribution`."""
+        """The mean ratio with its 95 % percentile interval; arguments as of :meth:`distribution`."""
         value = float(_mean_ratio(numerator.sum(0), denominator.sum(0), empty))
         if self.strata_sizes.max() < 2:
             return Interval(value, float("nan"), float("nan"))
-        low, high = self._bounds(self.distribution(numerator, denominator, empty))
-        return Interval(value, low, high)
-
-    def difference(self, a: Sums, b: Sums) -> Difference:
-        """``a - b`` of two mean ratios over the same images, resampled together.
-
-        The p-value is the two-sided share of resamples on the other side of zero (counting the
-        sample itself, so it is never 0).
-        """
-        ours, theirs = (_mean_ratio(s.numerator.sum(0), s.denominator.sum(0), s.empty) for s in (a, b))
-        value = float(ours - theirs)
-        if self.strata_sizes.max() < 2:
-            return Difference(value, float("nan"), float("nan"), float("nan"))
-        draws = self.distribution(*a) - self.distribution(*b)
-        low, high = self._bounds(draws)
-        tail = min((draws <= 0).sum(), (draws >= 0).sum())
-        return Difference(value, low, high, min(1.0, 2 * (tail + 1) / (len(draws) + 1)))
-
-    def _bounds(self, draws: Floats) -> tuple[float, float]:
-        edge = (1 - self.level) / 2
-        low, high = np.quantile(draws, [edge, 1 - edge])
-        return float(low), float(high)
+        low, high = np.quantile(self.distribution(numerator, denominator, empty), _EDGES)
+        return Interval(value, float(low), float(high))
 
 
-def paired_difference(
-    a: pd.DataFrame,
-    b: pd.DataFrame,
-    metric: str = "giou",
-    *,
-    resamples: int = 2000,
-    level: float = 0.95,
-    names: Sequence[object] = ("paired",),
-) -> Difference:
-    """How far run ``a`` lies above run ``b`` on the same expressions of one split.
+def difference_interval(draws: Floats) -> tuple[float, float, float]:
+    """95 % interval and two-sided p-value of a difference from its resamples ``[B]``; NaN if one has none.
 
-    Args:
-        a: score rows of one row of the comparison (any number of seeds).
-        b: score rows of another.
-        metric: ``giou``, ``ciou`` or ``fp_share``.
-        resamples: bootstrap resamples over images.
-        level: coverage of the interval.
-        names: what seeds the generator.
-
-    Raises:
-        ValueError: the two do not score the same expressions.
+    The p-value is twice the share of resamples on the other side of zero, the sample itself counted
+    among them, so that it is never 0.
     """
-    key = list(EXPRESSION_KEY)
-    ours, theirs = (f[key].drop_duplicates().sort_values(key, ignore_index=True) for f in (a, b))
-    if not ours.equals(theirs):
-        raise ValueError("a paired comparison needs the same expressions in both runs; score both again")
-    images = sorted(set(a["image_id"]))
-    resampler = Resampler(images, names=names, resamples=resamples, level=level)
-    return resampler.difference(image_sums(a, images)[metric], image_sums(b, images)[metric])
+    if np.isnan(draws).any():
+        return np.nan, np.nan, np.nan
+    low, high = np.quantile(draws, _EDGES)
+    tail = min((draws <= 0).sum(), (draws >= 0).sum())
+    return float(low), float(high), min(1.0, 2 * (tail + 1) / (len(draws) + 1))
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:

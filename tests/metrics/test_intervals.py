@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from harness.draws import generator_from_names
-from harness.scoring.statistics import Resampler, image_sums, paired_difference, spearman
+from harness.scoring.statistics import Resampler, difference_interval, image_sums, spearman
 
 
 def make_scores(rng, images=60, per_image=4, seed=0, projector="alpha", shift=0.0, image_effect=0.25):
@@ -109,32 +109,13 @@ def test_one_image_has_no_interval():
     assert np.isnan(interval.low) and np.isnan(interval.high) and 0 < interval.value < 1
 
 
-def test_pairing_narrows_the_difference_and_finds_it():
-    a = make_scores(np.random.default_rng(5), image_effect=0.2)
-    worse = a.assign(intersection=(a["intersection"] * 0.9).astype(int))
-    paired = paired_difference(a, worse)
-    images = sorted(set(a["image_id"]))
-    single = Resampler(images, names=["w"]).interval(*image_sums(a, images)["giou"])
-    expected = np.mean(a["intersection"] / a["union"]) - np.mean(worse["intersection"] / worse["union"])
-    assert paired.value == pytest.approx(expected)
-    assert paired.low > 0 and paired.p_value < 0.01
-    assert paired.high - paired.low < (single.high - single.low) / 2
-    mirrored = paired_difference(worse, a)
-    assert (mirrored.value, mirrored.low, mirrored.high) == pytest.approx(
-        (-paired.value, -paired.high, -paired.low)
-    )
-
-
-def test_no_difference_is_not_significant():
-    a = make_scores(np.random.default_rng(6))
-    same = paired_difference(a, a.copy())
-    assert (same.value, same.low, same.high, same.p_value) == (0, 0, 0, 1)
-
-
-def test_pairing_refuses_other_expressions():
-    a = make_scores(np.random.default_rng(8))
-    with pytest.raises(ValueError, match="same expressions"):
-        paired_difference(a, a.iloc[1:])
+def test_the_p_value_counts_resamples_beyond_zero_and_the_sample_itself():
+    draws = np.r_[np.full(3, -1.0), np.zeros(2), np.full(94, 1.0)]
+    low, high, p = difference_interval(draws)
+    assert p == pytest.approx(2 * (3 + 2 + 1) / 100)
+    assert difference_interval(-draws)[2] == p and difference_interval(np.zeros(99))[2] == 1
+    assert (low, high) == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])))
+    assert np.isnan(difference_interval(np.r_[draws, np.nan])).all()
 
 
 def test_spearman_known_answers():

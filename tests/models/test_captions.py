@@ -5,9 +5,10 @@ import math
 import pandas as pd
 import pytest
 import torch
+from tiny_ris import EXPRESSIONS, features, make_model
+from torch import nn
 
 from harness.captions import Captioner, Captions, Slots, caption_loss
-from tests.models.test_ris import EXPRESSIONS, features, make_model
 
 
 def test_a_word_competes_with_its_like_alone():
@@ -81,6 +82,21 @@ def test_places_beside_expressions_leave_their_masks_alone(language_dir):
         beside = model(image, EXPRESSIONS, sam, asked)
     torch.testing.assert_close(beside.logits, plain.logits, atol=1e-5, rtol=1e-5)
     assert plain.caption is None and beside.caption > 0
+
+
+def test_each_answer_counts_by_expression_places_answers_too(language_dir):
+    """Shares of a step add up by expressions: answers to places are not to dilute those of expressions."""
+    model = make_model(language_dir)
+    image, sam = features(1)
+    said, places = ["the red cup", "left star"], ["left of the star", "right"]
+    asked = Captions([places], torch.zeros(4, 1, dtype=torch.long), ONE)
+    with torch.no_grad():
+        beside = model(image, [said], sam, asked)
+        packed = model.pack(beside.visual, [[*said, *places]])
+        states = model.hidden(packed)[packed.target_row, packed.target_column]
+        scores = model.language.get_output_embeddings()(states)
+    mean = nn.functional.cross_entropy(scores.float(), packed.target_ids)
+    assert beside.ce.item() == pytest.approx(4 / 2 * mean.item(), rel=1e-5)
 
 
 def test_captions_reach_the_projector(language_dir):

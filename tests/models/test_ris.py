@@ -8,7 +8,7 @@ import torch
 from tiny_ris import EXPRESSIONS, features, make_model
 from torch import nn
 
-from harness.config import ProtocolConfig
+from harness.config import ProtocolConfig, TrainingConfig
 from harness.models.language import SEG, Template, load_tokenizer
 from harness.models.losses import bce_loss, dice_loss
 from harness.models.sam import TinySamSize, build_tiny_sam, decode_masks, load_sam, save_tiny_sam
@@ -218,6 +218,28 @@ def test_losses_against_plain_loops():
         dice.append(1 - (2 * inter + 1) / (areas + 1))
     assert math.isclose(bce_loss(logits, target, valid).item(), np.mean(bce), rel_tol=1e-5)
     assert math.isclose(dice_loss(logits, target, valid).item(), np.mean(dice), rel_tol=1e-5)
+
+
+def test_each_loss_has_its_own_weight(model):
+    weights = TrainingConfig(
+        stage1_steps=1,
+        stage2_steps=1,
+        images_per_step=1,
+        expressions_per_image=1,
+        ce_weight=1.0,
+        bce_weight=2.0,
+        dice_weight=0.5,
+        caption_weight=10.0,
+    )
+    logits, target = torch.zeros(1, 2, 2), torch.ones(1, 2, 2)
+    found = model.losses(logits, torch.tensor(3.0), torch.tensor(5.0), target, None, weights)
+    # half certain everywhere: -ln(1/2); 1 - (2 * 2 + 1) / (2 + 4 + 1)
+    bce, dice = math.log(2), 2 / 7
+    parts = (found.ce.item(), found.bce.item(), found.dice.item(), found.caption.item())
+    assert parts == pytest.approx((3, bce, dice, 5))
+    assert found.total.item() == pytest.approx(3 + 2 * bce + 0.5 * dice + 10 * 5)
+    without = model.losses(logits, torch.tensor(3.0), None, target, None, weights)
+    assert without.total.item() == pytest.approx(found.total.item() - 50) and without.caption.item() == 0
 
 
 def test_tiny_sam_round_trip_and_refusals(tmp_path):

@@ -75,6 +75,12 @@ def test_savings_against_worked_out_shares(reference):
     write_csv(reference / "default" / "tables" / "main.csv", main)
     training = measured(reference, measure="training_saved", row="pool..36", minus=["dense"])
     assert (training.low, training.high) == (0, 0.5)
+    for row, speeds in ((pool, (2.0, 3.0, 4.0)), (dense, (1.0, 1.5, 2.0))):
+        main.loc[row, [f"speedup_train{end}" for end in ("_low", "", "_high")]] = speeds
+    write_csv(reference / "default" / "tables" / "main.csv", main)
+    training = measured(reference, measure="training_saved", row="pool..36", minus=["dense"])
+    # the slowest of ours beside the fastest of theirs, and the other way round
+    assert (training.low, training.value, training.high) == (1 - 2 / 2, 1 - 1.5 / 3, 1 - 1 / 4)
     with pytest.raises(ValueError, match="no speedup_train of coin_flip"):
         measured(reference, measure="training_saved", row="coin_flip..36", minus=["dense"])
 

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_up_tables import cell, golden_rows, write
-from scipy import stats
 
 from harness.reporting.aggregate import score_tables
 from harness.reporting.context import ReportContext, order_rows, read_csv, split_order
@@ -155,7 +154,6 @@ def test_adaptive_tokens_are_correlated_with_objects(made_up, tables):
     tokens = read_csv(tables / "tokens.csv").set_index(["projector", "variant"])
     assert tokens.loc[("segments", "base"), "spearman_rho"] == pytest.approx(1)  # made that way
     assert pd.isna(tokens.loc[("dense", "base"), "spearman_rho"])
-    assert stats.spearmanr([1, 2, 3], [1, 2, 3]).statistic == pytest.approx(1)
     assert "Spearman's ρ = 1.00 (p < 0.001, 96 images)" in (tables / "main.md").read_text()
 
 

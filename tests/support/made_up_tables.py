@@ -24,23 +24,8 @@ def cell(markdown, label, column):
     return next(line[lines[0].index(column)] for line in lines if line[0] == label)
 
 
-def golden_rows():
-    """Two projectors, two seeds, two splits; every pixel count chosen by hand."""
-    # (projector, seed, split, image, sent, I, U, tokens)
-    rows = [
-        ("one", 0, "val", 1, 1, 50, 100, 10),
-        ("one", 0, "val", 1, 2, 30, 40, 10),
-        ("one", 0, "val", 2, 3, 0, 60, 20),
-        ("one", 1, "val", 1, 1, 100, 100, 10),
-        ("one", 1, "val", 1, 2, 10, 40, 10),
-        ("one", 1, "val", 2, 3, 60, 60, 20),
-        ("one", 0, "testA", 3, 4, 20, 80, 30),
-        ("one", 1, "testA", 3, 4, 60, 80, 30),
-        ("two", 0, "val", 1, 1, 90, 100, 5),
-        ("two", 0, "val", 1, 2, 40, 40, 5),
-        ("two", 0, "val", 2, 3, 15, 60, 5),
-        ("two", 0, "testA", 3, 4, 0, 80, 5),
-    ]
+def score_rows(rows):
+    """Score rows of tuples ``(projector, seed, split, image, sentence, I, U, tokens)``."""
     columns = ["projector", "seed", "split", "image_id", "sent_id", "intersection", "union", "visual_tokens"]
     frame = pd.DataFrame(rows, columns=columns)
     frame = frame.assign(
@@ -56,3 +41,23 @@ def golden_rows():
         status="ok",
     )
     return frame[list(SCORE_COLUMNS)]
+
+
+def golden_rows():
+    """Two projectors, two seeds, two splits; every pixel count chosen by hand."""
+    return score_rows(
+        [
+            ("one", 0, "val", 1, 1, 50, 100, 10),
+            ("one", 0, "val", 1, 2, 30, 40, 10),
+            ("one", 0, "val", 2, 3, 0, 60, 20),
+            ("one", 1, "val", 1, 1, 100, 100, 10),
+            ("one", 1, "val", 1, 2, 10, 40, 10),
+            ("one", 1, "val", 2, 3, 60, 60, 20),
+            ("one", 0, "testA", 3, 4, 20, 80, 30),
+            ("one", 1, "testA", 3, 4, 60, 80, 30),
+            ("two", 0, "val", 1, 1, 90, 100, 5),
+            ("two", 0, "val", 1, 2, 40, 40, 5),
+            ("two", 0, "val", 2, 3, 15, 60, 5),
+            ("two", 0, "testA", 3, 4, 0, 80, 5),
+        ]
+    )
