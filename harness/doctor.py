@@ -17,6 +17,7 @@ from harness.data.check import Finding, check_data
 from harness.data.options import ReferData, expand_root
 from harness.estimates import feature_bytes, memory_estimate, weight_bytes
 from harness.files import sha256_file
+from harness.keys import is_pretrained
 from harness.plan import Plan
 from harness.refusals import refusals
 
@@ -102,7 +103,7 @@ def _hub_weights(part: str, source: str) -> Finding:
 
 
 def _device(run: RunConfig) -> Iterator[Finding]:
-    if run.models.pretrain is not None:
+    if is_pretrained(run, "language"):
         yield Finding("device: models this small need no GPU", "ok")
         return
     need = memory_estimate(run)

@@ -159,8 +159,7 @@ def efficiency_stage(plan: Plan, out_path: Path) -> None:
     superpixels, as training does and as a study of many expressions an image nearly does. ``train_step`` is
     the forward and backward pass of a step of stage 2; neither the optimiser nor superpixels are in it.
     """
-    first_seed = plan.study.seeds[0]
-    runs = [r for r in plan.trained if r.seed == first_seed]
+    runs = plan.timed
     torch.set_num_threads(runs[0].training.torch_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = _rows(plan, runs, device)

@@ -6,7 +6,7 @@ import re
 
 from harness.config import RunConfig
 from harness.data.options import ReferData
-from harness.data.sources import EXPECTED
+from harness.keys import is_pretrained
 from harness.plan import Plan
 
 __all__ = ["feature_bytes", "memory_estimate", "parameters_of_name", "weight_bytes"]
@@ -15,7 +15,10 @@ __all__ = ["feature_bytes", "memory_estimate", "parameters_of_name", "weight_byt
 _SAM_SIZES = {"tiny": 1e6, "vit_b": 94e6, "vit_l": 312e6, "vit_h": 641e6}
 _VISION_SIZES = {"small": 22e6, "base": 87e6, "large": 304e6, "so400m": 428e6, "giant": 1.14e9}
 # What learns, as a share of the language model: embeddings, head, mask decoder, LoRA, a projector.
-_LEARNS = 0.05
+# The embeddings of a small one are nearly as large as those of a 7B model.
+_LEARNS, _LEARNS_IF_SMALL, _SMALL = 0.05, 0.3, 2e9
+# Photographs of RefCOCO, RefCOCO+ and RefCOCOg together, which they share.
+_IMAGES = 25_000
 # Channels of a patch, as in the large encoders; values of SAM's embedding of an image.
 _WIDTH = 1024
 _SAM_VALUES = 64 * 64 * 256
@@ -31,8 +34,8 @@ def parameters_of_name(source: str, sizes: dict[str, float]) -> float | None:
 def memory_estimate(run: RunConfig) -> float | None:
     """Least bytes that training takes on a GPU, activations apart; ``None`` where a name tells no size.
 
-    Frozen weights are counted in the training's dtype; what learns (5 % of the language model) in float32
-    with gradient and Adam's two moments.
+    Frozen weights are counted in the training's dtype; what learns in float32 with gradient and Adam's two
+    moments.
     """
     models, config = run.models, run.training
     language = parameters_of_name(models.language.source, {})
@@ -40,17 +43,22 @@ def memory_estimate(run: RunConfig) -> float | None:
     if language is None or vision is None:
         return None
     width = 2 if config.dtype == "bfloat16" else 4
-    return width * (language + vision + _SAM_SIZES[models.sam.kind]) + 16 * _LEARNS * language
+    return width * (language + vision + _SAM_SIZES[models.sam.kind]) + 16 * _learnt(language)
+
+
+def _learnt(language: float) -> float:
+    """Parameters that learn beside a language model of so many."""
+    return language * (_LEARNS_IF_SMALL if language < _SMALL else _LEARNS)
 
 
 def feature_bytes(plan: Plan) -> float:
-    """Bytes of all frozen features of real photographs, each array once, within ``features.budget_gb``."""
+    """Bytes of all frozen features of COCO's photographs, each array once, within ``features.budget_gb``."""
     arrays: dict[str, float] = {}
     for run in plan.trained:
-        if not isinstance(run.data, ReferData) or run.models.pretrain is not None:
+        if not isinstance(run.data, ReferData) or is_pretrained(run, "vision"):
             continue
         for item in plan.keys(run).feature_items:
-            size = _images(run.data) * _row_bytes(run, item)
+            size = _IMAGES * _row_bytes(run, item)
             most = run.models.features.budget_gb.get(item)
             arrays[plan.keys(run).feature(item)] = size if most is None else min(size, most * 1e9)
     return sum(arrays.values())
@@ -63,13 +71,7 @@ def weight_bytes(plan: Plan) -> float:
         for run in plan.trainable.values()
         if run.acts_on == "training"
     ]
-    return 2 * 4 * _LEARNS * sum(sizes)
-
-
-def _images(data: ReferData) -> int:
-    """Photographs of the data's splits as far as their counts are known."""
-    known = [EXPECTED.get((d.place, d.split_by, s)) for d in data.datasets for s in d.splits]
-    return max(sum(k.images or 0 for k in known if k), 25_000)  # the three train splits share some 25,000
+    return 2 * 4 * sum(map(_learnt, sizes))
 
 
 def _row_bytes(run: RunConfig, item: str) -> int:

@@ -154,10 +154,15 @@ class Plan:
         return [r for r in self.runs.values() if r.acts_on == "training"]
 
     @property
+    def timed(self) -> list[RunConfig]:
+        """The trained rows, each by its first seed: another one takes as long."""
+        return [run for run in self.trained if run.seed == self.study.seeds[0]]
+
+    @property
     def overlay_runs(self) -> list[RunConfig]:
-        """The first projectors of the table, drawn side by side on the same photographs."""
-        chosen = [r for r in self.trained if r.kind == "projector" and r.seed == self.study.seeds[0]]
-        return (chosen or self.trained)[:3]
+        """The first projectors of the table on the same data, drawn side by side on the same photographs."""
+        chosen = [run for run in self.timed if run.kind == "projector"] or self.timed
+        return [run for run in chosen if run.data == chosen[0].data][:3]
 
     def run_named(self, name: str) -> RunConfig:
         """The run called so by its id, or the first of that row (see :func:`harness.study.row_names`).
@@ -377,5 +382,19 @@ class Plan:
         return self.feature_dir(self.keys(run).feature(item)) / "index.json"
 
     def _model_files(self, run: RunConfig, *parts: str) -> list[Path]:
-        named = [part for part in pretrained(run) if part in parts]
-        return [self.model_dir(self.keys(run).model(part)) / "done.json" for part in named]
+        """What says that the models are there, or are others: the workflow's own mark, or local weights."""
+        own = [part for part in pretrained(run) if part in parts]
+        files = [self.model_dir(self.keys(run).model(part)) / "done.json" for part in own]
+        return files + [path for part in parts if part not in own for path in self._local_weights(run, part)]
+
+    @staticmethod
+    def _local_weights(run: RunConfig, part: str) -> list[Path]:
+        """Files of weights that lie in a folder; of a name of the hub, or where there are none yet, none."""
+        source = run.models.start if part == "start" else getattr(run.models, part).source
+        try:
+            path = expand_root(source or "")
+        except ValueError:  # a variable that is not set: the plan is made without weights
+            return []
+        if source and path.is_dir():
+            return sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin", ".json"))
+        return [path] if source and path.is_file() else []

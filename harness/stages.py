@@ -146,7 +146,7 @@ def _score(plan: Plan, run: RunConfig) -> None:
 def _efficiency(plan: Plan) -> None:
     from harness.efficiency import efficiency_stage
 
-    _on_gpu(plan.trained[0])
+    _on_gpu(plan.timed[0])
     efficiency_stage(plan, plan.efficiency_file)
 
 

@@ -25,9 +25,17 @@ _WEIGHTS, _LOG = "weights.safetensors", "log.jsonl"
 
 def trained_dir(plan: Plan, run: RunConfig, stage: int) -> Path:
     """Where a finished stage of a run is kept; its inputs must be there."""
-    inputs = [sha256_file(path) for path in plan.run_inputs(run)]
+    inputs = [_mark(path, plan.shared) for path in plan.run_inputs(run)]
     key = digest([checkpoint_trigger(plan, run, stage), inputs])
     return plan.shared / "trained" / f"{run.projector}-stage{stage}-{key}"
+
+
+def _mark(path: Path, ours: Path) -> str | list[str | int]:
+    """What tells a file from another: its content, or of weights from elsewhere, gigabytes, size and time."""
+    if path.is_relative_to(ours):
+        return sha256_file(path)
+    found = path.stat()
+    return [path.name, found.st_size, found.st_mtime_ns]
 
 
 def twin_weights(plan: Plan, run: RunConfig, stage: int) -> list[Path]:

@@ -152,7 +152,7 @@ def score_trigger(plan: Plan, run: RunConfig) -> str:
 
 def efficiency_trigger(plan: Plan) -> str:
     """The rows that are timed, and how."""
-    runs = [(r.id, projector_code(r), r.config, _dump(r)["models"]) for r in plan.trained]
+    runs = [(r.id, projector_code(r), r.config, _dump(r)["models"]) for r in plan.timed]
     return digest([runs, plan.study.reference_row, code_hash("harness.efficiency")])
 
 

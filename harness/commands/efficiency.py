@@ -31,10 +31,10 @@ def efficiency(
     from harness.study import read_study
 
     plan = Plan.from_raw(read_study(study))
-    untrained = [run.id for run in plan.trained if not plan.weights(run.id).is_file()]
+    untrained = [run.id for run in plan.timed if not plan.weights(run.id).is_file()]
     if untrained:
         raise ValueError(
-            f"{study}: {len(untrained)} of {len(plan.trained)} rows are not trained, such as {untrained[0]}; "
+            f"{study}: {len(untrained)} of {len(plan.timed)} rows are not trained, such as {untrained[0]}; "
             "run the study first"
         )
     made_by = provenance(plan, f"svp efficiency {study}")

@@ -24,7 +24,8 @@ class Instances(SuperpixelSource):
         """Options of the oracle.
 
         Attributes:
-            annotations: ``annotations.parquet`` of the prepared tables (``image_id``, ``rle``, sizes).
+            annotations: ``annotations.parquet`` of the prepared tables (``image_id``, ``ann_id``, ``rle``,
+                sizes).
             rest: whether what no object covers forms a superpixel too.
         """
 
@@ -43,9 +44,11 @@ class Instances(SuperpixelSource):
         path = self.config.annotations
         if not path.is_file():
             raise ValueError(f"superpixel source 'instances': {path} is missing; run the prepare stage")
-        table = pd.read_parquet(path, columns=["image_id", "height", "width", "rle"])
+        table = pd.read_parquet(path, columns=["image_id", "ann_id", "height", "width", "rle"])
+        # Made-up unions of objects (gRefCOCO) have negative ids: they are answers, not objects.
+        objects = table[table["ann_id"] >= 0].drop(columns="ann_id")
         # the same object can stand in several datasets of one image
-        self._by_image = dict(iter(table.drop_duplicates().groupby("image_id")))
+        self._by_image = dict(iter(objects.drop_duplicates().groupby("image_id")))
 
     def generate(
         self, image: np.ndarray, *, image_id: int | None = None, sam_embedding: Any = None

@@ -1,7 +1,7 @@
 """A resolved study: which run a control acts on, which artefacts runs share."""
 
 import pytest
-from config_files import ROOT, default, merged
+from config_files import ROOT, default, merged, planned
 
 from harness.config import ConfigError
 from harness.plan import Plan
@@ -99,6 +99,17 @@ def test_keys_follow_what_an_artefact_depends_on():
     assert [a == b for a, b in zip(base, changed, strict=True)] == [False, True, False, False]
     changed = keys(set={"data.seed": 3})
     assert [a == b for a, b in zip(base, changed, strict=True)] == [False, False, False, False]
+
+
+def test_further_seeds_are_not_timed():
+    timed = planned(rows=["mlp", "svp", "oracle"], seeds=[3, 4], effort="full").timed
+    assert [run.id for run in timed] == ["mlp.base.auto.s3", "svp.base.auto.s3"]
+
+
+def test_overlays_draw_rows_of_the_same_scenes():
+    rows = ["mlp", {"name": "mlp", "variant": "blobs", "set": {"data.domain": "blobs"}}, "svp"]
+    drawn = planned(rows=rows, seeds=[0, 1], effort="full").overlay_runs
+    assert [run.id for run in drawn] == ["mlp.base.auto.s0", "svp.base.auto.s0"]
 
 
 def test_an_encoder_hook_has_features_of_its_own():

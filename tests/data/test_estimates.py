@@ -3,19 +3,12 @@
 import pytest
 from config_files import ROOT, planned
 
-from harness import estimates
 from harness.estimates import feature_bytes, memory_estimate, parameters_of_name, weight_bytes
 
 PAPER = ROOT / "config" / "paper.yaml"
 IMAGES = 25_000
 # 576 patches of width 1,024 and a SAM embedding of 64 x 64 x 256, two bytes a value
 PATCHES, SAM = 1_179_648, 2_097_152
-
-
-@pytest.fixture(autouse=True)
-def unknown_counts(monkeypatch):
-    """No split's count is known: the three train splits' 25,000 photographs are taken."""
-    monkeypatch.setattr(estimates, "EXPECTED", {})
 
 
 def paper(*rows, **changes):
@@ -68,6 +61,18 @@ def test_each_trained_run_leaves_two_files_of_what_it_learns():
     assert weight_bytes(paper("mlp", {"name": "text_blind", "of": "mlp"})) == pytest.approx(one)
     assert weight_bytes(paper("mlp", seeds=[0, 1])) == pytest.approx(2 * one)
     assert weight_bytes(paper("mlp", tuning={"factors": [0.5, 1, 2]})) == pytest.approx(4 * one)
+
+
+def test_embeddings_of_a_small_language_model_are_a_larger_share():
+    # 151,936 x 896 embeddings of Qwen2.5-0.5B, which its head shares, in float32
+    small = planned(ROOT / "config" / "small.yaml", rows=["mlp"])
+    assert weight_bytes(small) == pytest.approx(2 * 4 * 151_936 * 896, rel=0.15)
+
+
+def test_a_tiny_recipe_beside_large_models_changes_no_estimate():
+    seeded = paper("mlp")
+    both = planned(PAPER, rows=["mlp"], set={"models.features.budget_gb": {}, "models.pretrain.seed": 1})
+    assert feature_bytes(both) == feature_bytes(seeded)
 
 
 def test_tiny_models_take_next_to_nothing():

@@ -54,6 +54,14 @@ def test_equal_rows_are_not_told_apart():
     assert differences_to(paired(same, same, 50), TWO)[ONE] == (0, 0, 0, 1)
 
 
+def test_rows_on_other_scenes_of_the_same_numbers_are_not_paired():
+    """Synthetic scenes of another look or seed number their images alike."""
+    same = score_rows([("one", 0, "val", k, k, 50, 100, 5) for k in range(9)])
+    other = score_rows([("two", 0, "val", k, k, 40, 90, 5) for k in range(9)])  # targets of other areas
+    assert tables(pd.concat([same, other]), 20)[2].empty
+    assert len(tables(pd.concat([same, other.assign(gt_area=100)]), 20)[2]) == 2  # val, and all splits
+
+
 def test_a_mean_over_splits_is_resampled_split_by_split():
     ious = {1: ("val", 20), 2: ("val", 20), 3: ("testA", 80), 4: ("testA", 80)}
     rows = [("one", 0, split, image, image, iou, 100, 5) for image, (split, iou) in ious.items()]

@@ -85,6 +85,17 @@ def test_instances_are_the_annotated_ones_and_the_rest(tmp_path):
         source.generate(np.zeros((8, 6, 3), np.uint8), image_id=7)
 
 
+def test_a_union_made_up_for_an_expression_is_no_object(tmp_path):
+    """gRefCOCO's targets of several objects are annotations with negative ids: they would be the answer."""
+    masks = np.zeros((2, 6, 8), bool)
+    masks[0, 1:3, 1:4] = masks[1, 2:5, 3:7] = True
+    path = annotations(tmp_path, [*masks, masks.any(axis=0)])
+    table = pd.read_parquet(path)
+    table.assign(ann_id=table["ann_id"].replace(2, -5)).to_parquet(path)
+    made = Instances(Instances.Config(annotations=path)).generate(np.zeros((6, 8, 3), np.uint8), image_id=7)
+    assert np.array_equal(made.masks, [*masks, ~masks.any(axis=0)])
+
+
 def test_instances_need_their_table(tmp_path):
     with pytest.raises(ValueError, match="annotations"):
         Instances()

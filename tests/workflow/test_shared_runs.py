@@ -35,10 +35,9 @@ def trainings(monkeypatch):
 def study(folder, name="one", **changes):
     """A study whose inputs' manifests are there."""
     plan = Plan.from_raw({**read_study(SMOKE, ROOT), "study": name, "results": str(folder), **changes}, ROOT)
-    for run in plan.trained:
-        for path in plan.run_inputs(run):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+    for path in {path for run in plan.trained for path in plan.run_inputs(run) if not path.exists()}:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     plan.save(plan.config_file)
     return plan
 
@@ -94,6 +93,28 @@ def test_inputs_that_say_something_else_are_not_the_same_inputs(tmp_path, traini
     (one.prepared_dir(one.runs[run]) / "summary.json").write_text("{}")
     train(two, run)
     assert len(trainings) == 4
+
+
+def test_weights_that_were_replaced_where_they_lie_are_others(tmp_path, trainings):
+    weights, language = tmp_path / "sam.pth", tmp_path / "llm"
+    language.mkdir()
+    for file in (weights, language / "model.safetensors", language / "config.json"):
+        file.write_bytes(b"first")
+    sources = {
+        "models.sam.source": str(weights),
+        "models.language.source": str(language),
+        "models.start": None,
+    }
+    changes = {"set": read_study(SMOKE, ROOT).get("set", {}) | sources, "rows": ["mlp"]}
+    one, run = study(tmp_path, **changes), "mlp.base.auto.s0"
+    train(one, run)
+    train(study(tmp_path, "two", **changes), run)
+    assert len(trainings) == 2
+    for number, file in enumerate((weights, language / "model.safetensors"), start=2):
+        file.write_bytes(b"another conversion")
+        train(study(tmp_path, f"with_{number}", **changes), run)
+        assert len(trainings) == 2 * number
+    assert {weights, language / "model.safetensors"} <= set(one.run_inputs(one.runs[run]))  # Snakemake's too
 
 
 def test_code_that_changed_trains_again(tmp_path, trainings, monkeypatch):

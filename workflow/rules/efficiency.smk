@@ -1,9 +1,9 @@
 # It measures time, so it has the machine to itself: here every core, on Slurm a node (slurm/config.yaml).
 rule efficiency:
     input:
-        lambda wildcards: [PLAN.weights(run.id) for run in PLAN.trained],
+        lambda wildcards: [PLAN.weights(run.id) for run in PLAN.timed],
         lambda wildcards: sorted(
-            {path for run in PLAN.trained for path in PLAN.run_inputs(run)}
+            {path for run in PLAN.timed for path in PLAN.run_inputs(run)}
         ),
     output:
         PLAN.efficiency_file,
@@ -11,11 +11,11 @@ rule efficiency:
         f"logs/{STUDY}/efficiency.log",
     threads: workflow.cores or 1
     resources:
-        mem_mb=jobs.memory_mb(PLAN.trained[0], 6000) + jobs.own_weights_mb(PLAN.trained),
-        runtime=jobs.minutes(PLAN.trained[0], 120),
+        mem_mb=jobs.memory_mb(PLAN.timed[0], 6000) + jobs.own_weights_mb(PLAN.timed),
+        runtime=jobs.minutes(PLAN.timed[0], 120),
         nodes=1,
-        gpu=jobs.gpus(PLAN.trained[0]),
-        cpus_per_task=jobs.cpus(PLAN.trained[0]),
+        gpu=jobs.gpus(PLAN.timed[0]),
+        cpus_per_task=jobs.cpus(PLAN.timed[0]),
     params:
         code=lambda wildcards: triggers.efficiency_trigger(PLAN),
     message:
