@@ -20,6 +20,7 @@ from harness.files import sha256_file
 from harness.keys import is_pretrained
 from harness.plan import Plan
 from harness.refusals import refusals
+from harness.tracking import default_uri
 
 __all__ = ["examine"]
 
@@ -160,7 +161,7 @@ def _tracker(plan: Plan) -> Iterator[Finding]:
     if importlib.util.find_spec("mlflow") is None:
         yield Finding("tracker: mlflow is not installed", "missing", "pip install -e '.[workflow]'")
         return
-    uri = plan.study.tracking_uri or f"sqlite:///{plan.results}/mlflow.db"
+    uri = plan.study.tracking_uri or default_uri(plan.results)
     if uri.startswith(("http://", "https://")):
         import requests
 

@@ -326,15 +326,3 @@ class Projector(nn.Module):
             ``VisualTokens`` with embeddings ``[sum k_i, H]``.
         """
         raise NotImplementedError
-
-    @staticmethod
-    def square_side(count: int) -> int:
-        """Side of a square of ``count`` tokens.
-
-        Raises:
-            ValueError: ``count`` is not a square.
-        """
-        side = round(count**0.5)
-        if side * side != count:
-            raise ValueError(f"a budget of {count} tokens is not a square; the nearest is {side * side}")
-        return side

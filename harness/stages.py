@@ -243,7 +243,9 @@ def run_stage(
         ValueError: another process is at the same job, or the stage refuses its input.
     """
     plan = Plan.load(config)
-    with _only_one("-".join(str(part) for part in (name, key or run or plan.study_dir.name, stage or "all"))):
+    # What studies share has one lock for all of them.
+    what = (key,) if key else (plan.study_dir.name, run or "all")
+    with _only_one("-".join(str(part) for part in (name, *what, stage or "all"))):
         if name in _SHARED:
             if key is None:
                 raise ConfigError(f"stage {name} needs --key")

@@ -262,10 +262,6 @@ class SuperpixelStore:
         for row, image_id in enumerate(ids):
             self._where[image_id] = (shard["file"], row // _ROW_GROUP, row % _ROW_GROUP)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Open files and the cache stay behind when a data loader's worker gets a copy."""
-        return self.__dict__ | {"_files": {}, "_cache": OrderedDict(), "_cached_bytes": 0}
-
     def __len__(self) -> int:
         return len(self._where)
 

@@ -27,7 +27,7 @@ from harness.scoring.metrics import THRESHOLDS, read_scores, summarise
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["Curve", "MLflowTracker", "RunRecord", "Tracker", "publish", "read_study"]
+__all__ = ["Curve", "MLflowTracker", "RunRecord", "Tracker", "default_uri", "publish", "read_study"]
 
 _HASH, _KEY = "content_sha256", "run_key"
 _BATCH = 1000  # MLflow takes no more metrics in one call
@@ -249,13 +249,21 @@ def _mirror(client: MlflowClient, experiment_id: str, records: Sequence[RunRecor
     return {**counts, "runs": runs}
 
 
+def default_uri(results: Path) -> str:
+    """The store of a study that names none: ``MLFLOW_TRACKING_URI`` if http(s), else a file of results."""
+    environment = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if urlsplit(environment).scheme in ("http", "https"):
+        return environment
+    return f"sqlite:///{results / 'mlflow.db'}"
+
+
 def publish(study_dir: Path | str, tracking_uri: str | None = None) -> dict[str, Any]:
     """Mirror a finished study into MLflow; what the workflow calls, and keeps as ``published.json``.
 
     Args:
         study_dir: ``results/<study>``.
-        tracking_uri: ``sqlite:///…`` or ``http(s)://…``. Default: ``MLFLOW_TRACKING_URI`` where that
-            is http(s), else ``mlflow.db`` beside the study's folder, with artifacts in ``mlartifacts``.
+        tracking_uri: ``sqlite:///…``, with artifacts in ``mlartifacts`` beside it, or ``http(s)://…``;
+            default: :func:`default_uri`.
 
     Returns:
         ``tracking_uri`` (without credentials), ``experiment``, how many runs were ``created``,
@@ -265,9 +273,7 @@ def publish(study_dir: Path | str, tracking_uri: str | None = None) -> dict[str,
         ValueError: the study is not finished, or the store is of a kind that MLflow retired.
     """
     study = Path(study_dir).resolve()
-    environment = os.environ.get("MLFLOW_TRACKING_URI", "")
-    uri = tracking_uri or (environment if urlsplit(environment).scheme in ("http", "https") else "")
-    uri = uri or f"sqlite:///{study.parent / 'mlflow.db'}"
+    uri = tracking_uri or default_uri(study.parent)
     scheme = urlsplit(uri).scheme
     if scheme not in ("sqlite", "http", "https"):
         raise ValueError(f"tracking_uri '{_without_secrets(uri)}' must be sqlite:///… or http(s)://…")

@@ -129,7 +129,7 @@ def checkpoint_trigger(plan: Plan, run: RunConfig, stage: int = 2) -> str:
 
 def work_dir(plan: Plan, run: RunConfig) -> Path:
     """Checkpoints of a run that is not finished; outside declared outputs, removed on success."""
-    return Path("work") / f"{run.id}-{checkpoint_trigger(plan, run)}"
+    return plan.study_dir / "work" / f"{run.id}-{checkpoint_trigger(plan, run)}"
 
 
 def predict_trigger(plan: Plan, run: RunConfig) -> str:

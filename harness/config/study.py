@@ -86,7 +86,8 @@ class StudyConfig(Strict):
         splits: ``dataset/split`` to evaluate; empty means all but ``train``.
         set: flat deltas, ``block.key: value``.
         bootstrap_resamples: resamples of the image-clustered intervals.
-        tracking_uri: MLflow store; empty means ``sqlite:///<results>/mlflow.db``.
+        tracking_uri: MLflow store; empty means the server of ``MLFLOW_TRACKING_URI``, else
+            ``sqlite:///<results>/mlflow.db``.
         results: root of all results.
         share_runs: whether a run that another study of these results or an earlier row has trained is taken.
         reference_row: the projector that speed-ups are relative to.

@@ -16,6 +16,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from harness.data.unpickle import load_plain_pickle
+from harness.scoring.rle import run_lengths
 
 __all__ = [
     "Annotation",
@@ -211,40 +212,19 @@ def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> dict[
     if size is None or [int(s) for s in size] != [height, width]:
         raise ValueError(f"the RLE's size {size} is not the image's [{height}, {width}]")
     if isinstance(counts, str | bytes):
-        counts = counts if isinstance(counts, bytes) else counts.encode("ascii", errors="replace")
-        runs = _runs(counts)
-    elif isinstance(counts, list):
-        runs = np.array([int(c) for c in counts], dtype=np.int64)
-    else:
+        text = counts if isinstance(counts, str) else counts.decode("latin-1")
+        try:
+            run_lengths(text, height, width)
+        except ValueError as error:
+            raise ValueError(f"the RLE {error}") from error
+        return {"size": [height, width], "counts": text.encode("ascii")}
+    if not isinstance(counts, list):
         raise ValueError("the RLE has no counts")
+    runs = np.array([int(c) for c in counts], dtype=np.int64)
     # pycocotools trusts the counts; a wrong sum would read or write outside the mask.
     if (runs < 0).any() or runs.sum() != height * width:
         raise ValueError(f"the RLE's runs do not add up to {height} x {width} pixels")
-    if isinstance(counts, bytes):
-        return {"size": [height, width], "counts": counts}
     return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-
-
-def _runs(counts: bytes) -> np.ndarray:
-    """The run lengths in COCO's compressed counts, ``[runs]`` int64.
-
-    A run is written in groups of 5 bits, lowest first, a sixth bit saying that more follow, the last
-    group's top bit being the sign; from the fourth run on it is the difference to the run before last.
-    """
-    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(codes & 32 == 0)
-    if len(codes) == 0 or ((codes < 0) | (codes > 63)).any() or ends[-1:].tolist() != [len(codes) - 1]:
-        raise ValueError("the RLE's counts are cut off or hold a strange character")
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 7:
-        raise ValueError("the RLE's counts hold a run longer than any image")
-    places = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
-    values = np.add.reduceat((codes & 31) << places, starts)
-    values -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values
 
 
 def read_instances(path: Path) -> tuple[dict[int, ImageRecord], dict[int, Annotation], dict[int, str]]:

@@ -2,7 +2,7 @@
 
 Examples are picked by rank, not by eye: the best, the middle and the worst of one run, so that
 failures are always shown. Photographs are licensed apart from this project: overlays of them are
-looked at, never committed (:mod:`harness.reporting.snapshot` refuses them).
+looked at, never committed (:mod:`harness.snapshot` refuses them).
 """
 
 from __future__ import annotations
@@ -222,7 +222,6 @@ def overlays_stage(
     *,
     superpixels: Callable[[int], NDArray[np.bool_]] | None = None,
     per_rank: int = 2,
-    splits: Sequence[tuple[str, str]] = (),
 ) -> list[Path]:
     """Draw one overlay figure of a study, ranked by its first run; what the workflow calls.
 
@@ -233,7 +232,6 @@ def overlays_stage(
         out_dir: ``results/<study>/figures``.
         superpixels: gives the masks ``[k, h, w]`` of an ``image_id``, e.g. a store's method.
         per_rank: examples of each rank.
-        splits: ``(dataset, split)`` to pick from; default: all but ``train``.
 
     Returns:
         ``overlays.png`` and ``overlays.pdf``.
@@ -244,8 +242,7 @@ def overlays_stage(
     """
     key = list(EXPRESSION_KEY)
     scores = read_scores([next(iter(runs.values()))[0]])
-    places = zip(scores["dataset"], scores["split"], strict=True)
-    picked = pick_examples(scores[[(p in splits) if splits else p[1] != "train" for p in places]], per_rank)
+    picked = pick_examples(scores[scores["split"].ne("train")], per_rank)
     truth = _targets(Path(prepared_dir))
     guesses = {name: pd.read_parquet(file).set_index(key)["rle"] for name, (_, file) in runs.items()}
     examples = []

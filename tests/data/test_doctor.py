@@ -89,6 +89,9 @@ def test_attention_disk_and_tracker_are_looked_at(tmp_path, monkeypatch):
     monkeypatch.undo()
     silent = examine(planned(tracking_uri="http://127.0.0.1:9", results=str(tmp_path)))
     assert [f.status for f in silent if f.check.startswith("tracker")] == ["wrong"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # where publishing would go
+    silent = examine(planned(results=str(tmp_path)))
+    assert [f.status for f in silent if f.check.startswith("tracker")] == ["wrong"]
 
 
 def test_the_command_prints_the_agreed_json_and_status(tmp_path, capsys, monkeypatch):

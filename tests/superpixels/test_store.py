@@ -1,5 +1,4 @@
 import json
-import pickle
 
 import numpy as np
 import pandas as pd
@@ -258,13 +257,6 @@ def test_an_image_that_is_not_there_and_one_that_is_there_twice(images, tmp_path
             ask()
     with pytest.raises(ValueError, match="twice"):
         write(pd.concat([images, images]), tmp_path)
-
-
-def test_a_worker_gets_a_working_copy(images, tmp_path):
-    write(images, tmp_path)
-    store = SuperpixelStore(tmp_path / "store")
-    store.batch([105])  # opens files
-    assert torch.equal(pickle.loads(pickle.dumps(store)).batch([105]).occupancy, store.batch([105]).occupancy)
 
 
 def test_cached_sam_embeddings_reach_the_source(images, tmp_path):
