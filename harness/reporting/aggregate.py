@@ -128,8 +128,9 @@ def _differences(rows: dict[tuple, _Row], context: ReportContext) -> list[dict[s
     out: list[dict[str, Any]] = []
     for a, b in combinations(order.itertuples(index=False, name=None), 2):
         ours, theirs = rows[a], rows[b]
-        measured = ours.draws is not None and theirs.draws is not None
-        if not measured or ours.truth != theirs.truth or ours.figures["n_images"] < 2:
+        if ours.draws is None or theirs.draws is None:
+            continue
+        if ours.truth != theirs.truth or ours.figures["n_images"] < 2:
             continue
         pair = {
             **dict(zip(ROW_KEY, a, strict=True)),
