@@ -2,6 +2,8 @@
 
 import re
 import resource
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -119,6 +121,14 @@ def test_a_row_that_is_another_by_another_name_waits_for_its_weights(finished):
         file = f"results/twins/runs/mlp.base.auto.s0/stage{stage}.safetensors"
         assert file in re.split(r"[:;,] ", reasons[f"mlp.again.auto.s0, {words}"])
         assert "again" not in reasons[f"mlp.base.auto.s0, {words}"]
+
+
+def test_the_report_holds_the_table_and_every_figure(edited):
+    done = edited.run("snakemake", "--report", "report.zip")  # without --cores, as one types it
+    assert done.returncode == 0, done.stdout + done.stderr
+    with zipfile.ZipFile(edited.path / "report.zip") as report:
+        names = {Path(name).name for name in report.namelist()}
+    assert {"main.md", "tokens_vs_giou.png", "per_split.png", "overlays.png", "loss_curves.png"} <= names
 
 
 def test_a_dry_run_writes_nothing(edited):

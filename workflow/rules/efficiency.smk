@@ -9,7 +9,7 @@ rule efficiency:
         PLAN.efficiency_file,
     log:
         f"logs/{STUDY}/efficiency.log",
-    threads: workflow.cores or 1
+    threads: workflow.resource_settings.cores or 1
     resources:
         mem_mb=jobs.memory_mb(PLAN.timed[0], 6000) + jobs.own_weights_mb(PLAN.timed),
         runtime=jobs.minutes(PLAN.timed[0], 120),
