@@ -11,7 +11,14 @@ from torch import nn
 from harness.config import ProtocolConfig, TrainingConfig
 from harness.models.language import SEG, Template, load_tokenizer
 from harness.models.losses import bce_loss, dice_loss
-from harness.models.sam import TinySamSize, build_tiny_sam, decode_masks, load_sam, save_tiny_sam
+from harness.models.sam import (
+    TinySamSize,
+    build_tiny_sam,
+    decode_masks,
+    load_sam,
+    save_tiny_sam,
+    upscale_logits,
+)
 from harness.projector import ImageFeatures, VisualTokens
 
 
@@ -106,6 +113,18 @@ def test_batched_mask_decoding_equals_the_official_decoder(model):
             )
             assert torch.allclose(ours[i], masks[0], atol=1e-5)
             assert torch.allclose(quality[i], iou[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("portrait", [False, True])
+def test_padding_is_cut_off_before_a_mask_is_enlarged(portrait):
+    """Logits are 5 on the half of the square that the photograph fills, -5 on its padding."""
+    logits = torch.full((1, 1, 4, 4), -5.0)
+    logits[:, :, :2] = 5
+    frame, size = (4, 8), (8, 16)
+    if portrait:
+        logits, frame, size = logits.transpose(2, 3), frame[::-1], size[::-1]
+    full = upscale_logits(logits, 8, frame, *size)
+    assert full.shape == (1, 1, *size) and (full > 0).all()
 
 
 def test_stage_1_freezes_the_language_model_but_for_seg(model):

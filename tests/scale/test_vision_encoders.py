@@ -136,6 +136,19 @@ def test_pixels_are_normalised_as_each_model_was_trained(saved):
         assert value == pytest.approx((128 / 255 - mean) / std, abs=1e-5)
 
 
+def test_a_photograph_is_squashed_and_keeps_its_border(saved):
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, :20, 0] = 255
+    seen = encoder(saved, "dinov2").preprocess(image)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    colours = seen.permute(1, 2, 0) * std + mean
+    assert colours.shape == (42, 42, 3)
+    # a quarter of 42 columns; the two nearest to its edge on either side are mixed
+    for columns, colour in ((slice(0, 8), (1.0, 0.0, 0.0)), (slice(13, 42), (0.0, 0.0, 0.0))):
+        part = colours[:, columns]
+        torch.testing.assert_close(part, torch.tensor(colour).expand_as(part), atol=1e-5, rtol=0)
+
+
 def test_missing_weights_and_missing_normalisation_are_refused(saved, tmp_path):
     model = transformers.Dinov2Model(transformers.Dinov2Config(**SIZES))
     state = {k: v for k, v in model.state_dict().items() if "layer.1.attention" not in k}
