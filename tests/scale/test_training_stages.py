@@ -1,0 +1,149 @@
+"""What moves in the steps of each stage of training, and from where: real, tiny runs."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from harness import training
+from harness.assembly import RunData, build_model
+from harness.tensors import save_tensors
+from harness.training import Sampler, train_stage, training_step
+
+
+@pytest.fixture
+def prepared(study, tmp_path, monkeypatch):
+    """``prepared({delta: value})``: a study with run folders of its own, its features written."""
+    monkeypatch.chdir(tmp_path)  # checkpoints lie under the working folder
+
+    def make(changes=None, rows=("mlp",)):
+        this = study(rows, {"training.stage1_steps": 4, **(changes or {})})
+        this.plan.study = this.plan.study.model_copy(update={"study": tmp_path.name})
+        this.features()
+        return this
+
+    return make
+
+
+def built(this):
+    return build_model(this.plan, this.run, RunData(this.plan, this.run).vision_width)
+
+
+def states(this, stage, monkeypatch):
+    """What learns in either stage, before each step of ``stage`` and as it was written."""
+    found = []
+
+    def step(model, *args):
+        found.append({name: tensor.clone() for name, tensor in model.trained_state().items()})
+        return training_step(model, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "training_step", step)
+        train_stage(this.plan, this.run, stage)
+    return [*found, load_file(this.plan.weights(this.run.id, stage))]
+
+
+def moved(before, after):
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def of(part, state):
+    return {name for name in state if name.startswith(part)}
+
+
+def test_stage_2_starts_from_what_stage_1_wrote(prepared, monkeypatch):
+    this = prepared()
+    before, *_, written = states(this, 1, monkeypatch)
+    first, *_, last = states(this, 2, monkeypatch)
+    assert moved(before, written) and not moved(written, first)
+    assert any("lora_" in name for name in moved(first, last))
+
+
+def test_captions_alone_teach_the_projector_alone(prepared, monkeypatch):
+    first, *_, last = states(prepared({"training.caption_share": 1.0}), 1, monkeypatch)
+    assert moved(first, last) == of("projector.", first)
+
+
+def test_masks_alone_leave_lora_and_all_embeddings_but_that_of_seg(prepared, monkeypatch):
+    this = prepared({"training.caption_share": 0, "training.caption_weight": 0})
+    first, *_, last = states(this, 1, monkeypatch)
+    names, tables = moved(first, last), {"language.model.embed_tokens.weight", "language.lm_head.weight"}
+    assert of("language.", names) == tables
+    for name in tables:
+        rows = (first[name] != last[name]).any(1).nonzero().flatten().tolist()
+        assert rows == [built(this).seg_id]
+    assert of("seg_head.", names) == of("seg_head.", first)
+    assert of("projector.", names) and of("sam.mask_decoder.", names)
+
+
+def test_masks_join_where_the_captions_share_ends(prepared, monkeypatch):
+    *steps, last = states(prepared({"training.caption_share": 0.5}), 1, monkeypatch)
+    assert len(steps) == 4
+    for before, after in zip(steps[:2], steps[1:3], strict=True):
+        assert moved(before, after) == of("projector.", before)
+    for before, after in zip(steps[2:], (steps[3], last), strict=True):
+        assert of("seg_head.", before) <= moved(before, after)
+
+
+def test_without_weights_to_start_from_the_seg_head_alone_is_fitted_before_the_first_step(
+    prepared, monkeypatch
+):
+    this = prepared()
+    fresh = built(this).trained_state()
+    assert moved(fresh, states(this, 1, monkeypatch)[0]) == of("seg_head.", fresh)
+
+
+def test_a_seg_head_to_start_from_is_left_as_it_is(prepared, monkeypatch, tmp_path):
+    head = {name: tensor + 1 for name, tensor in built(prepared()).trained_state().items()}
+    head = {name: head[name] for name in of("seg_head.", head)}
+    save_tensors(tmp_path / "start.safetensors", head)
+    this = prepared({"models.start": str(tmp_path / "start.safetensors")})
+    first = states(this, 1, monkeypatch)[0]
+    assert not moved(head, {name: first[name] for name in head})
+
+
+def test_the_optimiser_is_the_recipes_and_gradients_are_clipped(prepared, monkeypatch):
+    recipe = {"betas": [0.5, 0.6], "weight_decay": 0.07, "grad_clip": 1e-3, "learning_rate": 0.01}
+    this = prepared({f"training.{name}": value for name, value in recipe.items()})
+    made, norms, rates = [], [], []
+
+    class Recorded(torch.optim.AdamW):
+        def step(self):
+            (group,) = self.param_groups
+            squares = [p.grad.square().sum() for p in group["params"] if p.grad is not None]
+            norms.append(torch.stack(squares).sum().sqrt().item())
+            rates.append(group["lr"])
+            made.append((group["betas"], group["weight_decay"]))
+            super().step()
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recorded)
+    train_stage(this.plan, this.run, 1)
+    train_stage(this.plan, this.run, 2)
+    assert made == [((0.5, 0.6), 0.07)] * 7
+    assert norms == pytest.approx([1e-3] * 7, rel=1e-3)  # the gradients of so small a model are larger
+    # a warm-up of one step; then linear to 0 at the end, over what is left of four steps and of three
+    assert rates == pytest.approx([0.01, 0.01, 0.02 / 3, 0.01 / 3, 0.01, 0.01, 0.005])
+
+
+def gradients(model, *args):
+    model.zero_grad(set_to_none=True)
+    parts = training_step(model, *args)
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return parts["loss"], found
+
+
+def test_a_step_of_m3_is_the_mean_of_a_step_at_each_of_its_budgets(prepared, monkeypatch):
+    this = prepared(rows=[{"name": "m3", "budget": 36}])
+    data, model = RunData(this.plan, this.run), built(this)
+    model.set_stage(2)
+    groups = Sampler(data.expressions, this.run.training, 0).rows(2, 0)
+    loss, together = gradients(model, data, groups, this.run, 2, 0)
+    alone = []
+    for budget in (144, 36, 9, 1):  # of 12 x 12 patches
+        monkeypatch.setattr(model.projector, "training_budgets", lambda *_, budget=budget: [budget])
+        alone.append(gradients(model, data, groups, this.run, 2, 0))
+    losses = [value for value, _ in alone]
+    assert len(set(losses)) == 4 and loss == pytest.approx(sum(losses) / 4, rel=1e-5)
+    for name, gradient in together.items():
+        mean = torch.stack([found[name] for _, found in alone]).mean(0)
+        torch.testing.assert_close(gradient, mean, atol=1e-6, rtol=1e-4)
