@@ -8,6 +8,7 @@ from torch import nn
 from harness.config import ProtocolConfig
 from harness.generation import generate_prompts
 from harness.models.language import Template
+from harness.prediction import predict_masks
 
 
 class Scripted(nn.Module):
@@ -65,3 +66,28 @@ def test_nothing_is_said_after_all_have_stopped(model, monkeypatch):
     end = model.template.tokenizer.eos_token_id
     _, emitted, calls = speak(model, monkeypatch, [end])
     assert not emitted.any() and calls == 1
+
+
+SIZES = [(20, 40), (64, 32), (32, 32)]
+
+
+def masks_of(model, decode):
+    """Masks of all expressions, and whether ``[SEG]`` was said."""
+    image, sam = features(3)
+    protocol = ProtocolConfig(decode=decode, threshold=0.0)
+    masks, _, emitted = predict_masks(model, image, sam, EXPRESSIONS, SIZES, protocol)
+    return [mask for part in masks for mask in part], emitted
+
+
+def test_generated_masks_are_the_forced_ones_and_empty_where_seg_is_not_said(model, monkeypatch):
+    forced, emitted = masks_of(model, "forced")
+    assert all(emitted) and all(0.2 < mask.mean() < 0.8 for mask in forced)
+    scripts = [model.seg_id], [model.template.tokenizer.eos_token_id]
+    head = Scripted(model, *scripts)
+    monkeypatch.setattr(model.language, "get_output_embeddings", lambda: head)
+    said, emitted = masks_of(model, "generate")
+    assert emitted == [True, False] * 3
+    sizes = [size for size, group in zip(SIZES, EXPRESSIONS, strict=True) for _ in group]
+    for i, (mask, size) in enumerate(zip(said, sizes, strict=True)):
+        assert mask.shape == size
+        assert (mask == forced[i]).mean() > 0.99 if emitted[i] else not mask.any()
