@@ -112,6 +112,46 @@ def test_overlays_draw_rows_of_the_same_scenes():
     assert [run.id for run in drawn] == ["mlp.base.auto.s0", "svp.base.auto.s0"]
 
 
+GIVEN = {f"models.{part}.source": part for part in ("vision", "language", "sam")} | {"models.start": None}
+LAST = {"last_cls_attention", "last_keys"}
+SELECTED = {"patches", "cls_attention", "keys"}
+VISION = SELECTED | LAST | {"levels"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "items"),
+    [
+        ({"models.vision.levels": [1, 2]}, {"levels"}),
+        ({"models.vision.image_size": 48}, VISION),
+        ({"models.vision.source": "another"}, VISION),
+        ({"models.vision.kind": "clip"}, VISION),
+        ({"models.sam.source": "another"}, {"sam"}),
+        ({"models.features.budget_gb": {"keys": 1}}, {"keys"}),
+        ({"models.features.dtype": "bfloat16"}, VISION | {"sam"}),
+        ({"models.features.compute": "bfloat16"}, VISION | {"sam"}),
+        ({"data.seed": 5}, VISION | {"sam"}),
+        ({"training.images_per_step": 2, "models.language.source": "another"}, set()),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_features_are_others_where_a_field_can_change_them(setting, items):
+    assert changed_features(setting) == items
+
+
+def test_another_layer_changes_what_is_taken_from_it_and_nothing_of_the_last():
+    changed = changed_features({"models.vision.layer": -2})
+    assert changed >= SELECTED and not changed & (LAST | {"sam"})
+
+
+def changed_features(setting):
+    """Of which items the features have another key."""
+    keys = []
+    for values in (GIVEN, GIVEN | setting):
+        plan = planned(rows=["mlp"], set=values)
+        keys.append(plan.keys(plan.runs["mlp.base.auto.s0"]))
+    return {item for item in VISION | {"sam"} if keys[0].feature(item) != keys[1].feature(item)}
+
+
 def test_an_encoder_hook_has_features_of_its_own():
     rows = ["mlp", {"name": "tome", "budget": 36}, {"name": "tome", "budget": 9}]
     rows += [{"name": "tome", "budget": 9, "variant": "plain", "config": {"proportional": False}}]
