@@ -50,6 +50,8 @@ def test_held_out_images_are_trains_and_leave_it_in_all_datasets():
     assert judged["image_id"].nunique() == 20 and set(judged["split"]) == {"train"}
     assert len(judged) == 40  # both datasets share the images
     assert not set(judged["image_id"]) & set(left["image_id"])
+    # drawn: neither the first images nor the last
+    assert set(judged["image_id"]) not in ({*range(20)}, {*range(40, 60)})
     assert len(left) + len(judged) == len(table)
     shuffled = table.sample(frac=1, random_state=0)
     assert set(held_out(shuffled, 20)["image_id"]) == set(judged["image_id"])
