@@ -25,7 +25,7 @@ from harness.study import name_of_file, read_study
 __all__ = ["abandoned_jobs", "lift_lock", "run_study", "workflows"]
 
 _LOCKS = Path(".snakemake") / "locks"
-_JOB = "harness.cli stage"
+_JOBS = ("harness.cli stage", "harness.processes")  # a job, and the processes that share one
 _GRACE_S = 10
 
 
@@ -52,20 +52,29 @@ def _kept(process: psutil.Process, test: Callable[[psutil.Process], bool]) -> bo
         return False
 
 
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.Error:
+        return []
+
+
 def workflows(folder: Path) -> list[psutil.Process]:
     """The Snakemake processes that work in ``folder``."""
     return [p for p in _working_in(folder) if _kept(p, _is_snakemake)]
 
 
 def abandoned_jobs(folder: Path) -> list[psutil.Process]:
-    """Jobs in ``folder`` whose Snakemake is gone."""
+    """Jobs in ``folder`` whose Snakemake is gone, with the processes that they started."""
 
     def abandoned(process: psutil.Process) -> bool:
-        if _JOB not in " ".join(process.cmdline()):
+        words = " ".join(process.cmdline())
+        if not any(job in words for job in _JOBS):
             return False
         return not any(_kept(parent, _is_snakemake) for parent in process.parents())
 
-    return [p for p in _working_in(folder) if _kept(p, abandoned)]
+    jobs = [p for p in _working_in(folder) if _kept(p, abandoned)]
+    return list(dict.fromkeys(each for job in jobs for each in (job, *_descendants(job))))
 
 
 def lift_lock(folder: Path, snakemake: list[str], say: Callable[[str], None]) -> None:
@@ -88,7 +97,8 @@ def lift_lock(folder: Path, snakemake: list[str], say: Callable[[str], None]) ->
             with contextlib.suppress(psutil.NoSuchProcess):
                 job.terminate()
         for job in psutil.wait_procs(jobs, timeout=_GRACE_S)[1]:
-            job.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                job.kill()
     if any((folder / _LOCKS).glob("*")):
         say("lifting the lock of an interrupted run")
         subprocess.run([*snakemake, "--unlock", "--quiet"], cwd=folder, check=True)

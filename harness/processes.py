@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 from pathlib import Path
 from typing import Literal
 
 from torch import distributed
 
+from harness.children import die_with_parent, run_child
 from harness.devices import require_gpus, usable_gpus
 from harness.plan import Plan
 from harness.prediction import predict_stage
@@ -21,6 +22,8 @@ Job = Literal["stage1", "stage2", "predict"]
 
 def launch(config: Path, run: str, job: Job, processes: int, *, gpu: bool = False) -> None:
     """Do one job of a run in ``processes`` processes of this machine, and wait for them.
+
+    They end with this process, killed or not.
 
     Args:
         config: the resolved study.
@@ -35,8 +38,7 @@ def launch(config: Path, run: str, job: Job, processes: int, *, gpu: bool = Fals
     require_gpus(processes if gpu or usable_gpus() else 0)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), "-m", "harness.processes"]
-    done = subprocess.run([*command, str(config), run, job], check=False)
-    if done.returncode:
+    if run_child([*command, str(config), run, job]):
         raise ValueError(f"{run}: one of {processes} processes failed in {job}; its message stands above")
 
 
@@ -51,4 +53,5 @@ def _main(config: str, run: str, job: str) -> None:
 
 
 if __name__ == "__main__":
+    die_with_parent(os.getppid())  # torchrun, when killed, leaves its processes to themselves
     _main(*sys.argv[1:])

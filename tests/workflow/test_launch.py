@@ -28,8 +28,8 @@ def start(tmp_path):
     """Starts a sleeping process whose command line ends with the given words."""
     started = []
 
-    def go(*words, folder=tmp_path):
-        started.append(subprocess.Popen([sys.executable, "-c", SLEEP, *words], cwd=folder))
+    def go(*words, folder=tmp_path, code=SLEEP):
+        started.append(subprocess.Popen([sys.executable, "-c", code, *words], cwd=folder))
         time.sleep(0.3)
         return started[-1]
 
@@ -47,6 +47,19 @@ def test_a_job_without_its_workflow_is_found_by_folder(start, tmp_path):
     start("something", "else", folder=tmp_path / "here")
     assert [p.pid for p in abandoned_jobs(tmp_path / "here")] == [mine.pid]
     assert workflows(tmp_path / "here") == []
+
+
+def test_processes_that_share_a_job_and_what_they_start_are_found_too(start, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    worker = start("harness.processes", "config.json", "mlp.base.auto.s0", "stage1")
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEP!r}], cwd='elsewhere')"
+    job = start("harness.cli", "stage", "train", code=code)
+    while not (children := psutil.Process(job.pid).children()):
+        time.sleep(0.05)
+    found = abandoned_jobs(tmp_path)
+    assert sorted(p.pid for p in found) == sorted([worker.pid, job.pid, children[0].pid])
+    for process in found:
+        process.kill()
 
 
 def test_the_lock_of_a_killed_run_is_lifted_and_its_job_is_stopped(edited, start):
