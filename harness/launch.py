@@ -2,17 +2,19 @@
 
 A killed Snakemake leaves a lock and sometimes a job. The lock is lifted only where no process holds
 it; a job whose workflow is gone is stopped, and its successor resumes from its last checkpoint.
-Only this machine's processes are seen: jobs left on a cluster are cancelled with its own tools.
+Only this machine's processes are seen: the lock of a run that another one started is left alone, and jobs
+left on a cluster are cancelled with its own tools.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -25,6 +27,7 @@ from harness.study import name_of_file, read_study
 __all__ = ["abandoned_jobs", "lift_lock", "run_study", "workflows"]
 
 _LOCKS = Path(".snakemake") / "locks"
+_STARTED = Path(".snakemake") / "svp-run.json"  # the host and process that hold the lock
 _JOBS = ("harness.cli stage", "harness.processes")  # a job, and the processes that share one
 _GRACE_S = 10
 
@@ -86,11 +89,14 @@ def lift_lock(folder: Path, snakemake: list[str], say: Callable[[str], None]) ->
         say: where messages go.
 
     Raises:
-        ConfigError: another Snakemake works here.
+        ConfigError: another Snakemake works here, or may work here on another host.
     """
     if running := workflows(folder):
         pids = ", ".join(str(p.pid) for p in running)
         raise ConfigError(f"a Snakemake (process {pids}) already works in {folder}; wait for it, or stop it")
+    locked = any((folder / _LOCKS).glob("*"))
+    if locked:
+        _refuse_another_host(folder / _STARTED)
     if jobs := abandoned_jobs(folder):
         say(f"stopping jobs of an interrupted run (processes {', '.join(str(p.pid) for p in jobs)})")
         for job in jobs:
@@ -99,9 +105,37 @@ def lift_lock(folder: Path, snakemake: list[str], say: Callable[[str], None]) ->
         for job in psutil.wait_procs(jobs, timeout=_GRACE_S)[1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 job.kill()
-    if any((folder / _LOCKS).glob("*")):
+    if locked:
         say("lifting the lock of an interrupted run")
         subprocess.run([*snakemake, "--unlock", "--quiet"], cwd=folder, check=True)
+
+
+def _refuse_another_host(record: Path) -> None:
+    """The lock of a run that was started elsewhere may be in use: its processes cannot be seen from here."""
+    if not record.is_file():
+        return
+    started, here = read_json(record), os.uname().nodename
+    if started["host"] != here:
+        raise ConfigError(
+            f"`svp run` was started in this folder on {started['host']} (process {started['pid']}), which "
+            f"cannot be seen from {here}; wait for it or run again there, or, if none of it is left running, "
+            f"delete {record.resolve()} and run again"
+        )
+
+
+@contextlib.contextmanager
+def _recorded(record: Path) -> Iterator[None]:
+    """Say on which host this process has Snakemake hold its lock; of a killed one both are left behind."""
+    write_json(record, {"host": os.uname().nodename, "pid": os.getpid()})
+    try:
+        yield
+    finally:
+        if not any((record.parent / _LOCKS.name).glob("*")):
+            record.unlink(missing_ok=True)
+
+
+def _changed(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def _check_rows(plan: Plan) -> None:
@@ -150,7 +184,8 @@ def run_study(
         say: where messages go.
 
     Returns:
-        Snakemake's exit status.
+        Snakemake's exit status. Where a job failed after the table was written, the table is printed all the
+        same.
 
     Raises:
         ConfigError: the study or one of its rows cannot be run, or another Snakemake works here.
@@ -176,12 +211,22 @@ def run_study(
     say(
         f"{len(plan.runs)} runs into {plan.study_dir}; progress of each job in logs/\n$ {shlex.join(command)}"
     )
-    start = time.monotonic()
-    status = subprocess.run(command).returncode
+    start, table = time.monotonic(), plan.tables_dir / "main.md"
+    before = _changed(table)
+    with _recorded(Path.cwd() / _STARTED):
+        status = subprocess.run(command).returncode
     minutes = _add_minutes(plan, (time.monotonic() - start) / 60)
+    # Times of one file are compared: the clock of a file server may be another.
+    written = _changed(table) not in (None, before)
+    if status == 0 or written:
+        sys.stdout.write(table.read_text() + "\n")
+        say(f"tables:  {plan.tables_dir}\nfigures: {plan.figures_dir}")
     if status == 0:
-        sys.stdout.write((plan.tables_dir / "main.md").read_text() + "\n")
-        store = read_json(plan.published_file)["tracking_uri"]
-        say(f"tables:  {plan.tables_dir}\nfigures: {plan.figures_dir}\nMLflow:  {store}")
+        say(f"MLflow:  {read_json(plan.published_file)['tracking_uri']}")
         say(f"took {minutes:.1f} minutes, without what was there before")
+    elif written:
+        say(
+            "the tables are finished, but a later job (figures, MLflow) failed; its message stands above, "
+            "run again to go on"
+        )
     return status

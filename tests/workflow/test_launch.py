@@ -15,7 +15,8 @@ import pytest
 from checkout import ROOT
 
 from harness import devices, launch
-from harness.launch import abandoned_jobs, workflows
+from harness.config import ConfigError
+from harness.launch import abandoned_jobs, lift_lock, workflows
 from harness.plan import Plan
 from harness.reporting.figures import FIGURE_NAMES
 from harness.reporting.tables import TABLE_FILES
@@ -92,6 +93,81 @@ def test_a_running_workflow_keeps_its_lock(edited):
         running.wait()
 
 
+@pytest.mark.parametrize("host", ["elsewhere", None])
+def test_a_lock_is_lifted_by_the_host_that_holds_it_alone(tmp_path, monkeypatch, host):
+    locks, record = tmp_path / ".snakemake/locks", tmp_path / ".snakemake/svp-run.json"
+    locks.mkdir(parents=True)
+    called, told = [], []
+    monkeypatch.setattr(launch.subprocess, "run", lambda command, **_: called.append(command))
+    record.write_text(json.dumps({"host": host or os.uname().nodename, "pid": 17}))
+    lift_lock(tmp_path, ["snakemake"], told.append)  # nothing is locked: whose record it is does not matter
+    assert not called
+    (locks / "0.output.lock").touch()
+    if host:
+        with pytest.raises(ConfigError, match=rf"on elsewhere \(process 17\), .* delete {record} and run"):
+            lift_lock(tmp_path, ["snakemake"], told.append)
+        assert not called and not told
+        record.unlink()
+    lift_lock(tmp_path, ["snakemake"], told.append)
+    assert called == [["snakemake", "--unlock", "--quiet"]]
+    assert told == ["lifting the lock of an interrupted run"]
+
+
+@pytest.fixture
+def ended(monkeypatch, tmp_path):
+    """Runs a study whose Snakemake does something and ends with a status; what was told."""
+
+    def run(status, snakemake):
+        def called(command, **_):
+            snakemake()
+            return subprocess.CompletedProcess(command, status)
+
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(launch, "_STARTED", tmp_path / ".snakemake/svp-run.json")
+        monkeypatch.setattr(launch.subprocess, "run", called)
+        monkeypatch.setattr(Plan, "study_dir", tmp_path)
+        monkeypatch.setattr(launch, "_check_rows", lambda _: None)
+        monkeypatch.setattr(launch, "lift_lock", lambda *_: None)
+        told = []
+        assert launch.run_study(ROOT / "config/default.yaml", say=told.append) == status
+        return "\n".join(told)
+
+    return run
+
+
+@pytest.mark.parametrize(("locked", "left"), [(False, False), (True, True)])
+def test_the_host_is_on_record_while_the_lock_may_be_held(ended, tmp_path, locked, left):
+    record, seen = tmp_path / ".snakemake/svp-run.json", []
+
+    def killed():
+        seen.append(json.loads(record.read_text()))
+        (tmp_path / ".snakemake/locks").mkdir()
+        if locked:
+            (tmp_path / ".snakemake/locks/0.output.lock").touch()
+
+    ended(1, killed)
+    assert seen == [{"host": os.uname().nodename, "pid": os.getpid()}] and record.exists() == left
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_table_that_was_finished_before_a_failure_is_printed(ended, tmp_path, capsys, before):
+    table = tmp_path / "tables/main.md"
+    table.parent.mkdir()
+    if before:
+        table.write_text("| an old table |")
+        os.utime(table, (0, 0))
+    said = ended(1, lambda: table.write_text("| a table |"))
+    assert capsys.readouterr().out == "| a table |\n"
+    assert f"tables:  {table.parent}" in said and f"figures: {tmp_path / 'figures'}" in said
+    assert "later job (figures, MLflow) failed" in said.splitlines()[-1] and "MLflow: " not in said
+
+
+def test_a_table_of_an_earlier_run_is_not_printed_after_a_failure(ended, tmp_path, capsys):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/main.md").write_text("| an old table |")
+    assert "finished" not in ended(1, lambda: None) and not capsys.readouterr().out
+
+
 def test_run_prints_the_table_and_where_everything_lies(edited):
     (edited.path / "results/default/tables/main.md").write_text("| a table |")
     done = edited.run("harness.cli", "run")
@@ -110,7 +186,7 @@ def test_run_prints_the_table_and_where_everything_lies(edited):
         ("default", 1, None, []),
     ],
 )
-def test_jobs_of_one_machine_share_its_gpus(monkeypatch, study, gpus, profile, expected):
+def test_jobs_of_one_machine_share_its_gpus(monkeypatch, tmp_path, study, gpus, profile, expected):
     called = []
 
     def snakemake(command, **_):
@@ -120,6 +196,7 @@ def test_jobs_of_one_machine_share_its_gpus(monkeypatch, study, gpus, profile, e
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(devices, "usable_gpus", lambda: gpus)
     monkeypatch.setattr(launch.subprocess, "run", snakemake)
+    monkeypatch.setattr(launch, "_STARTED", tmp_path / "svp-run.json")
     monkeypatch.setattr(Plan, "check_inputs", lambda _: None)
     for name in ("_check_rows", "lift_lock", "_add_minutes"):
         monkeypatch.setattr(launch, name, lambda *_: 0.0)
