@@ -42,6 +42,16 @@ StageName = Literal[
 ]
 
 
+def _set_up(name: StageName, run: RunConfig, count: int) -> None:
+    """What must stand before torch is imported: threads, and GPUs of its own as its rule asks for them."""
+    from harness.devices import claim_cards
+
+    _set_threads(count)
+    processes = {"train": run.training.workers, "predict": prediction_processes(run)}
+    if name in ("features", "superpixels", "tune", "efficiency", *processes):
+        claim_cards(gpus(run, processes.get(name, 1)))
+
+
 def _on_gpu(run: RunConfig) -> None:
     """A job that asked for a GPU must not go on without one."""
     from harness.devices import require_gpus
@@ -240,7 +250,7 @@ def run_stage(
 
     Raises:
         ConfigError: an argument is missing, or names nothing of the study.
-        ValueError: another process is at the same job, or the stage refuses its input.
+        ValueError: another process is at the same job, too few GPUs are free, or the stage refuses its input.
     """
     plan = Plan.load(config)
     # What studies share has one lock for all of them.
@@ -249,10 +259,10 @@ def run_stage(
         if name in _SHARED:
             if key is None:
                 raise ConfigError(f"stage {name} needs --key")
-            _set_threads(threads(plan.owner(key)))
+            _set_up(name, plan.owner(key), threads(plan.owner(key)))
             _SHARED[name](plan, key)
         elif name in _STUDY:
-            _set_threads(max(threads(r) for r in plan.runs.values()))
+            _set_up(name, plan.trained[0], max(threads(r) for r in plan.runs.values()))
             _STUDY[name](plan)
         else:
             if run is None:
@@ -261,7 +271,7 @@ def run_stage(
             if run not in known:
                 raise ConfigError(f"{config} has no run '{run}'{nearest(run, known)}")
             first = plan.trial(run) if name == "tune" else plan.trainable[run]
-            _set_threads(threads(first))
+            _set_up(name, first, threads(first))
             if name == "tune":
                 _tune(plan, run)
             elif name == "train":

@@ -193,6 +193,7 @@ def test_the_launcher_tells_of_failure_and_of_missing_gpus(tmp_path, monkeypatch
 def test_a_job_that_asks_for_a_gpu_does_not_go_on_without_one(study, monkeypatch, tmp_path, job, workers):
     """Before it looks at its inputs, none of which are there."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # else this process takes cards of its own
     monkeypatch.setattr(trained_runs, "take_trained", lambda *_: False)  # a run to take needs no GPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     changes = {"models.gpu": True, "training.processes": workers, "training.images_per_forward": 2}

@@ -110,7 +110,7 @@ def test_each_stage_asks_for_the_cards_of_its_rule(tmp_path, monkeypatch):
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.setenv(name, "1")  # a stage sets them
     monkeypatch.chdir(tmp_path)
-    changes = {"models.gpu": True, "training.processes": 2, "training.images_per_forward": 2}
+    changes = {"models.gpu": True, "training.processes": 2, "training.images_per_forward": 1}
     raw = read_study(ROOT / "config/default.yaml", ROOT)
     raw |= {"rows": ["svp"], "effort": "full", "tuning": {"factors": [0.5, 1]}, "results": str(tmp_path)}
     plan = Plan.from_raw({**raw, "set": {**raw.get("set", {}), **changes}}, ROOT)
