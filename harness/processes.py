@@ -11,6 +11,7 @@ from torch import distributed
 
 from harness.children import die_with_parent, run_child
 from harness.devices import require_gpus, usable_gpus
+from harness.diverged import divergence_marked
 from harness.plan import Plan
 from harness.prediction import predict_stage
 from harness.training import train_stage
@@ -47,7 +48,9 @@ def _main(config: str, run: str, job: str) -> None:
     if job == "predict":
         predict_stage(plan, plan.runs[run])
     else:
-        train_stage(plan, plan.tuned(plan.trainable[run]), int(job.removeprefix("stage")))
+        tuned, stage = plan.tuned(plan.trainable[run]), int(job.removeprefix("stage"))
+        with divergence_marked(plan, tuned, stage):
+            train_stage(plan, tuned, stage)
     if distributed.is_initialized():
         distributed.destroy_process_group()
 

@@ -102,8 +102,12 @@ def _superpixels(plan: Plan, key: str) -> None:
 
 
 def _train(plan: Plan, run: RunConfig, stage: int) -> None:
+    from harness.diverged import divergence_marked, is_diverged, mark_diverged
     from harness.trained import keep_trained, take_trained
 
+    if stage == 2 and run.held_out_images and is_diverged(plan.weights(run.id, 1)):
+        mark_diverged(plan, run, 2)
+        return
     if take_trained(plan, run, stage):
         return
     if run.training.workers > 1:
@@ -115,8 +119,10 @@ def _train(plan: Plan, run: RunConfig, stage: int) -> None:
         from harness.training import train_stage
 
         _on_gpu(run)
-        train_stage(plan, run, stage)
-    keep_trained(plan, run, stage)
+        with divergence_marked(plan, run, stage):
+            train_stage(plan, run, stage)
+    if not is_diverged(plan.weights(run.id, stage)):  # no other study takes a failure
+        keep_trained(plan, run, stage)
 
 
 def _tune(plan: Plan, row: str) -> None:

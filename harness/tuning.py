@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from harness.assembly import RunData, finished_model
 from harness.config import RunConfig
+from harness.diverged import is_diverged
 from harness.files import write_json
 from harness.held_out import held_out
 from harness.plan import Plan
@@ -49,24 +50,39 @@ def _ious(data: RunData, rows: pd.DataFrame, counts: list[str]) -> list[float]:
 def tune_stage(plan: Plan, row: str) -> None:
     """Choose the learning rate of a row and write ``tuning/<row>.json``.
 
-    Of equal scores the lower rate wins.
+    Of equal scores the lower rate wins. A trial that diverged counts as gIoU 0 and is never chosen.
 
     Args:
         plan: the study.
         row: ``projector.variant.budget``.
+
+    Raises:
+        ValueError: all trials diverged.
     """
     trials = sorted(plan.trials[row].values(), key=lambda trial: trial.training.learning_rate)
     torch.set_num_threads(trials[0].training.torch_threads)
-    found = [held_out_giou(plan, trial) for trial in trials]
     rates = [trial.training.learning_rate for trial in trials]
-    best = int(np.argmax([giou for giou, _ in found]))
+    diverged = [is_diverged(plan.weights(trial.id)) for trial in trials]
+    if all(diverged):
+        tried = ", ".join(f"{rate:g}" for rate in rates)
+        raise ValueError(
+            f"{row}: every trial of the learning-rate search diverged (at {tried}); "
+            "take smaller tuning.factors"
+        )
+    found = {
+        rate: held_out_giou(plan, trial)
+        for rate, trial, lost in zip(rates, trials, diverged, strict=True)
+        if not lost
+    }
+    best = max(found, key=lambda rate: found[rate][0])
     write_json(
         plan.choice_file(row),
         {
-            "learning_rate": rates[best],
+            "learning_rate": best,
             "learning_rates": rates,
-            "giou": [round(giou, 6) for giou, _ in found],
-            "n_expressions": found[0][1],
+            "giou": [round(found[rate][0], 6) if rate in found else 0.0 for rate in rates],
+            "diverged": diverged,
+            "n_expressions": found[best][1],
             "n_images": trials[0].held_out_images,
             "stage1_steps": trials[0].training.stage1_steps,
             "stage2_steps": trials[0].training.stage2_steps,

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from harness import tuning
 from harness.assembly import RunData, finished_model
+from harness.diverged import mark_diverged
 from harness.files import read_json
 from harness.held_out import held_out, without_held_out
 from harness.models.sam import TinySamSize, build_tiny_sam, save_tiny_sam
@@ -111,6 +112,21 @@ def test_the_best_rate_is_chosen_and_trained_with(monkeypatch, tmp_path, scores,
         assert tuned.training.stage2_steps == 200
     trial = made.trial("mlp.base.auto")
     assert made.tuned(trial) is trial
+
+
+def test_a_trial_that_diverged_counts_as_nothing_and_is_never_chosen(monkeypatch, tmp_path):
+    made = plan()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Plan, "study_dir", tmp_path)
+    trials = sorted(made.trials["mlp.base.auto"].values(), key=lambda one: one.training.learning_rate)
+    mark_diverged(made, trials[0], 2)
+    choice = searched(made, monkeypatch, tmp_path, {0.001: 0.0, 0.004: 0.0})  # it has no weights
+    assert choice["learning_rate"] == 0.001 and choice["n_expressions"] == 7
+    assert choice["giou"] == [0.0, 0.0, 0.0] and choice["diverged"] == [True, False, False]
+    for trial in trials[1:]:
+        mark_diverged(made, trial, 2)
+    with pytest.raises(ValueError, match=r"^mlp\.base\.auto: every trial .* take smaller tuning\.factors$"):
+        tuning.tune_stage(made, "mlp.base.auto")
 
 
 def test_a_checkpoint_of_another_rate_is_never_resumed(monkeypatch, tmp_path):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import stages, trained, training
+from harness import processes, stages, trained, training
+from harness.diverged import is_diverged
 from harness.plan import Plan
 from harness.study import read_study
 from harness.tensors import load_tensors, save_tensors
@@ -176,3 +177,56 @@ def test_a_kept_file_cut_in_half_is_refused_by_name(tmp_path, trainings):
     with pytest.raises(ValueError, match=f"delete .*{kept.parent.name} to train it again"):
         train(two, run, (1,))
     assert load_tensors(one.weights(run, 1), "")["weight"].item() == 1  # the first study's is whole
+
+
+@pytest.fixture
+def diverging(monkeypatch, trainings):
+    """Has training diverge at a stage, in the processes that share it too, which run in this one here."""
+
+    def at(which):
+        def train_or_diverge(plan, run, stage, train=training.train_stage):
+            if stage == which:
+                raise FloatingPointError(f"{run.id}: the loss is nan at stage {stage}, step 3")
+            train(plan, run, stage)
+
+        monkeypatch.setattr(training, "train_stage", train_or_diverge)
+        monkeypatch.setattr(processes, "train_stage", train_or_diverge)
+        monkeypatch.setattr(
+            processes, "launch", lambda config, run, job, *_, **__: processes._main(str(config), run, job)
+        )
+
+    return at
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("which", [1, 2])
+def test_a_trial_that_diverges_is_a_finding_that_no_study_takes(tmp_path, diverging, capsys, workers, which):
+    shared_out = {"training.processes": workers, "training.images_per_forward": 1}
+    changes = {"set": read_study(SMOKE, ROOT).get("set", {}) | shared_out}
+    plan = study(tmp_path, effort="full", tuning={"factors": [1, 3]}, **changes)
+    trial = next(iter(plan.trials[plan.trained[0].row].values()))
+    assert trial.training.workers == workers
+    diverging(which)
+    for stage in (1, 2):
+        stages.run_stage("train", plan.config_file, run=trial.id, stage=stage)
+        assert is_diverged(plan.weights(trial.id, stage)) == (stage >= which)
+        assert trained.trained_dir(plan, trial, stage).exists() == (stage < which)
+    told = f"{trial.id}: the loss is nan at stage {which}, step 3; the search counts this trial as gIoU 0\n"
+    assert capsys.readouterr().err == told
+
+
+def test_of_several_processes_one_says_that_a_trial_diverged(tmp_path, diverging, monkeypatch, capsys):
+    plan = study(tmp_path, effort="full", tuning={"factors": [1, 3]})
+    trial = next(iter(plan.trials[plan.trained[0].row]))
+    diverging(1)
+    monkeypatch.setenv("RANK", "1")
+    processes._main(str(plan.config_file), trial, "stage1")
+    assert not plan.weights(trial, 1).exists() and not capsys.readouterr().err
+
+
+def test_a_run_that_diverges_is_a_fault(tmp_path, diverging):
+    plan = study(tmp_path)
+    diverging(1)
+    with pytest.raises(FloatingPointError, match="the loss is nan"):
+        train(plan, first_run(plan), (1,))
+    assert not plan.weights(first_run(plan), 1).exists()
