@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from harness import prediction, processes, training
 from harness import trained as trained_runs
+from harness.diverged import is_diverged
 from harness.parallel import Workers
 from harness.plan import Plan
 from harness.prediction import predict_stage
@@ -159,6 +160,16 @@ def test_the_launcher_starts_them(study):
     launch(this.plan.config_file, this.run.id, "stage1", 2)
     losses, tensors = read(this, 1)
     assert len(losses) == 1 and tensors
+
+
+def test_a_trial_that_diverges_in_several_processes_leaves_a_marker(study):
+    this = named(study, "diverging", **{"training.processes": 2, "training.learning_rate": 1e30})
+    this.raw |= {"study": "diverging", "tuning": {"factors": [0.5, 1], "steps": 1, "held_out_images": 2}}
+    plan = Plan.from_raw(this.raw, ROOT)
+    plan.save(plan.config_file)
+    trial = next(iter(plan.trials[this.run.row]))
+    launch(plan.config_file, trial, "stage1", 2)
+    assert is_diverged(plan.weights(trial, 1))
 
 
 @pytest.mark.parametrize(("job", "stage"), [("predict", None), ("stage1", 1), ("stage2", 2)])
