@@ -58,4 +58,4 @@ def divergence_marked(plan: Plan, run: RunConfig, stage: int) -> Iterator[None]:
             raise
         if os.environ.get("RANK", "0") == "0":
             mark_diverged(plan, run, stage)
-            sys.stderr.write(f"{error}; the search counts this trial as gIoU 0\n")
+            sys.stderr.write(f"{error}; the search goes on without this trial\n")

@@ -50,7 +50,7 @@ def _ious(data: RunData, rows: pd.DataFrame, counts: list[str]) -> list[float]:
 def tune_stage(plan: Plan, row: str) -> None:
     """Choose the learning rate of a row and write ``tuning/<row>.json``.
 
-    Of equal scores the lower rate wins. A trial that diverged counts as gIoU 0 and is never chosen.
+    Of equal scores the lower rate wins. A trial that diverged has no gIoU and is never chosen.
 
     Args:
         plan: the study.
@@ -80,8 +80,7 @@ def tune_stage(plan: Plan, row: str) -> None:
         {
             "learning_rate": best,
             "learning_rates": rates,
-            "giou": [round(found[rate][0], 6) if rate in found else 0.0 for rate in rates],
-            "diverged": diverged,
+            "giou": [round(found[rate][0], 6) if rate in found else None for rate in rates],
             "n_expressions": found[best][1],
             "n_images": trials[0].held_out_images,
             "stage1_steps": trials[0].training.stage1_steps,
