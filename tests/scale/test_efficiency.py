@@ -13,6 +13,7 @@ from harness.assembly import RunData, build_model, finished_model, load_stage
 from harness.cli import app
 from harness.efficiency import _rows, efficiency_stage
 from harness.plan import Plan
+from harness.superpixel_stage import superpixel_stage
 from harness.tensors import save_tensors
 from harness.timing import count_flops
 
@@ -21,6 +22,7 @@ ROWS = [
     {"name": "avg_pool", "budget": 9},
     {"name": "m3", "budget": 36},
     {"name": "fastv", "budget": 36, "config": {"layer": 1}},
+    "svp",
 ]
 
 
@@ -29,6 +31,7 @@ def trained(study):
     """A study of rows whose trained parts differ from each other in every tensor."""
     made = study(ROWS, {"training.images_per_step": 2})
     made.features()
+    superpixel_stage(made.plan, made.plan.run_named("svp"))
     for number, run in enumerate(made.plan.trained, start=1):
         state = build_model(made.plan, run, RunData(made.plan, run).vision_width).trained_state()
         changed = {n: t + 0.01 * number if t.is_floating_point() else t for n, t in state.items()}
@@ -78,22 +81,29 @@ def fake_clock(monkeypatch, milliseconds):
 
 def test_what_is_written(trained, tmp_path, monkeypatch):
     fake_clock(monkeypatch, lambda _: 2.0)
-    monkeypatch.setattr(efficiency, "peak_rates", lambda *_: (1e9, 1e9))
+    monkeypatch.setattr(efficiency, "peak_rates", lambda *_: (1e9, 1e8))
     efficiency_stage(trained.plan, tmp_path / "study.json")
     found = json.loads((tmp_path / "study.json").read_text())
-    for row in found["relative"]:  # all do three stages of two milliseconds, and two encoders before them
-        assert {v for k, v in row.items() if k.startswith("speedup")} == {1}
+    # all do three stages of two milliseconds, two encoders before them, and svp superpixels too
+    for row in found["relative"]:
+        for end in ("", "_low", "_high"):
+            assert row[f"speedup_infer{end}"] == (0.8333 if row["projector"] == "svp" else 1)
+            assert row[f"speedup_train{end}"] == 1
     for row in found["parameters"]:
         assert (row["layer_tokens"] is not None) == (row["projector"] == "fastv")
         assert row["step_budgets"] == (4 if row["projector"] == "m3" else 1)  # 144, 36, 9 and 1 of 12 x 12
     times = {(r["projector"], r["stage"], r["case"], r["batch"]): r for r in found["rows"]}
-    for name in ("mlp", "avg_pool", "m3", "fastv"):
+    for name in ("mlp", "avg_pool", "m3", "fastv", "svp"):
         for batch in (1, 8):
             assert times[name, "total", "cached", batch]["median_ms"] == 6
-            assert times[name, "total", "cold", batch]["median_ms"] == 10
+            assert times[name, "total", "cold", batch]["median_ms"] == (12 if name == "svp" else 10)
         assert times[name, "train_step", "train", 2]["median_ms"] == 2
     # 144 patches through two layers of 32 to 32, in multiply-adds times two
-    assert times["mlp", "project", "cached", 1]["flops"] == 2 * 144 * (32 * 32 + 32 * 32)
+    mlp, pooled = (times[name, "project", "cached", 1] for name in ("mlp", "avg_pool"))
+    assert mlp["flops"] == 2 * 144 * (32 * 32 + 32 * 32)
+    # those at 1e9 a second; nine tokens cost less than reading 2 x (32 x 32 + 32) weights of 4 bytes at 1e8
+    assert (mlp["bound_ms"], mlp["roofline_fraction"]) == (0.5898, 0.2949)
+    assert (pooled["bound_ms"], pooled["roofline_fraction"]) == (0.0845, 0.0422)
 
 
 class Told(timing.Member):
@@ -110,22 +120,22 @@ def test_all_take_turns_within_a_case(monkeypatch):
     log = []
     cases = {1: ["a", "b", "c"], 8: ["abc"], timing.TRAIN: ["step"]}
     one, two = Told("one", log, cases), Told("two", log, cases)
-    clock = [5, 10, 7, 30, 1, 2, 3, 4, 9, 9, 9, 9, *range(100, 104), *range(200, 206)]
+    clock = [5, 10, 30, 40, 7, 12, 1, 2, 3, 4, 2, 9, *[9] * 6, *range(100, 104), *range(200, 206)]
     fake_clock(monkeypatch, lambda n: clock[n])
     monkeypatch.setattr(timing, "count_flops", lambda work: 7.0)
-    rounds = {1: 2, 8: 2, timing.TRAIN: 3}
+    rounds = {1: 3, 8: 2, timing.TRAIN: 3}
     timing.time_in_turns([one, two], rounds, "nothing", torch.device("cpu"))
     # of each case the median of its rounds, of a single case each round
     assert one.found.samples == {
-        ("work", 1): [6, 2, 9],
+        ("work", 1): [7, 2, 9],
         ("work", 8): [100, 102],
         ("work", timing.TRAIN): [200, 202, 204],
     }
-    assert two.found.samples["work", 1] == [20, 3, 9]
+    assert two.found.samples["work", 1] == [12, 4, 9]
     assert one.found.flops == {("work", 1): [7, 7, 7], ("work", 8): [7]}
     # warmed up before anything is timed, then in turns
     first = [name for name, batch, group in log if (batch, group) == (1, "a")]
-    assert first == ["one", "two"] + ["one", "two"] * 2
+    assert first == ["one", "two"] + ["one", "two"] * 3
 
 
 def test_a_speed_up_is_the_median_over_photographs(trained):
@@ -174,12 +184,12 @@ def test_a_finished_study_is_timed_on_the_machine_at_hand(trained, tmp_path, cap
     assert {"efficiency.json", "efficiency.csv", "provenance.json"} == {
         path.name for path in Path(told["out"]).iterdir()
     }
-    assert [row["projector"] for row in told["rows"]] == ["mlp", "avg_pool", "m3", "fastv"]
+    assert [row["projector"] for row in told["rows"]] == ["mlp", "avg_pool", "m3", "fastv", "svp"]
     total = table[(table["stage"] == "total") & (table["batch"] == 1)].set_index(["projector", "case"])
     for row in told["rows"]:
         for case in ("cold", "cached"):
             assert row[f"{case}_ms"] == pytest.approx(total["median_ms"][row["projector"], case], rel=1e-4)
         assert (row["speedup_infer"] == 1) == (row["projector"] == "mlp")
     trained.plan.weights(trained.plan.run_named("mlp").id).unlink()
-    with pytest.raises(ValueError, match=r"1 of 4 rows are not trained, such as mlp.*; run the study first"):
+    with pytest.raises(ValueError, match=r"1 of 5 rows are not trained, such as mlp.*; run the study first"):
         app(command)
