@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,7 @@ from harness.triggers import work_dir
 
 __all__ = ["Sampler", "train_stage"]
 
+_Named = list[tuple[str, torch.nn.Parameter]]
 _LOGGED = ("loss", "ce", "caption", "bce", "dice", "visual_tokens")
 
 
@@ -175,15 +177,15 @@ class _Checkpoint:
     def __init__(self, folder: Path, stage: int):
         self.path = folder / f"stage{stage}.checkpoint.safetensors"
 
-    def save(self, model: RISModel, optimizer: torch.optim.AdamW, names: list[str], step: int) -> None:
+    def save(self, model: RISModel, optimizer: torch.optim.AdamW, named: _Named, step: int) -> None:
         tensors = {f"model/{k}": v for k, v in model.trained_state().items()}
-        for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
+        for name, parameter in named:
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}/{name}"] = value
         tensors["step"] = torch.tensor(step)
         save_tensors(self.path, tensors)
 
-    def load(self, model: RISModel, optimizer: torch.optim.AdamW, names: list[str]) -> int:
+    def load(self, model: RISModel, optimizer: torch.optim.AdamW, named: _Named) -> int:
         """The step to go on from; 0 where there is no checkpoint.
 
         A checkpoint that cannot be read is an error, never silently started over.
@@ -194,7 +196,7 @@ class _Checkpoint:
         step = int(tensors.pop("step"))
         state = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
         model.load_trained(state, str(self.path))
-        for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
+        for name, parameter in named:
             if f"step/{name}" not in tensors:  # has not learnt yet
                 continue
             optimizer.state[parameter] = {
@@ -249,16 +251,21 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
     # What learns at any step of the stage: while aligning, of the projector more than afterwards.
     learning = dict(model.set_stage(stage, aligning=True)) if aligning else {}
     named = list((learning | dict(model.set_stage(stage))).items())
-    names = [n for n, _ in named]
+    learnt = [p for _, p in named]
+    spared = {id(p) for p in model.partly_frozen(stage)}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in learnt if id(p) not in spared]},
+        {"params": [p for p in learnt if id(p) in spared], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(
-        [p for _, p in named],
+        groups,
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
         fused=True,
     )
     checkpoint = _Checkpoint(work_dir(plan, run), stage)
-    first = checkpoint.load(model, optimizer, names)
+    first = checkpoint.load(model, optimizer, named)
     sampler = Sampler(without_held_out(data.expressions, run.held_out_images), config, run.seed)
     if stage == 1 and first == 0 and run.models.start is None:
         with torch.no_grad():
@@ -278,9 +285,9 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
             group["lr"] = learning_rate(step, steps, config)
         optimizer.zero_grad(set_to_none=True)
         parts = training_step(model, data, sampler.rows(stage, step), run, stage, step, workers)
-        workers.sum_gradients(optimizer.param_groups[0]["params"])
+        workers.sum_gradients(learnt)
         model.mask_frozen_rows(stage)
-        norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(learnt, config.grad_clip)
         optimizer.step()
         done = step + 1
         if log is None:
@@ -290,7 +297,7 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
             log.write({"step": done, **_rounded(parts), "lr": rate, "grad_norm": round(float(norm), 5)})
             bar.set_postfix(loss=f"{parts['loss']:.3f}", refresh=False)
         if done % config.checkpoint_every == 0 and done < steps:
-            checkpoint.save(model, optimizer, names, done)
+            checkpoint.save(model, optimizer, named, done)
     if log is not None:
         _finish(plan, run, stage, model, checkpoint)
     workers.wait()

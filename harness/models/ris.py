@@ -192,15 +192,18 @@ class RISModel(nn.Module):
         tables = [self.language.get_input_embeddings(), self.language.get_output_embeddings()]
         return tables[:1] if tables[0].weight is tables[1].weight else tables
 
+    def partly_frozen(self, stage: int) -> list[Tensor]:
+        """Embedding tables of which ``[SEG]``'s row alone learns; weight decay would move the others too."""
+        whole = stage == 2 and self.options.train_embeddings
+        return [] if whole else [table.weight for table in self._embedding_tables()]
+
     def mask_frozen_rows(self, stage: int) -> None:
         """After ``backward``: leave only the row of ``[SEG]`` a gradient where the rest is frozen."""
-        if stage == 2 and self.options.train_embeddings:
-            return
-        for table in self._embedding_tables():
-            if table.weight.grad is not None:
-                kept = table.weight.grad[self.seg_id].clone()
-                table.weight.grad.zero_()
-                table.weight.grad[self.seg_id] = kept
+        for table in self.partly_frozen(stage):
+            if table.grad is not None:
+                kept = table.grad[self.seg_id].clone()
+                table.grad.zero_()
+                table.grad[self.seg_id] = kept
 
     def merge_lora(self) -> None:
         """Add LoRA to the weights it adapts, for a model that will not learn any more.

@@ -64,8 +64,10 @@ def test_captions_alone_teach_the_projector_alone(prepared, monkeypatch):
     assert moved(first, last) == of("projector.", first)
 
 
-def test_masks_alone_leave_lora_and_all_embeddings_but_that_of_seg(prepared, monkeypatch):
-    this = prepared({"training.caption_share": 0, "training.caption_weight": 0})
+@pytest.mark.parametrize("decay", [0.0, 0.07])
+def test_masks_alone_leave_lora_and_all_embeddings_but_that_of_seg(prepared, monkeypatch, decay):
+    captions = {"training.caption_share": 0, "training.caption_weight": 0}
+    this = prepared({**captions, "training.weight_decay": decay})
     first, *_, last = states(this, 1, monkeypatch)
     names, tables = moved(first, last), {"language.model.embed_tokens.weight", "language.lm_head.weight"}
     assert of("language.", names) == tables
@@ -109,11 +111,13 @@ def test_the_optimiser_is_the_recipes_and_gradients_are_clipped(prepared, monkey
 
     class Recorded(torch.optim.AdamW):
         def step(self):
-            (group,) = self.param_groups
-            squares = [p.grad.square().sum() for p in group["params"] if p.grad is not None]
+            learnt = [p for group in self.param_groups for p in group["params"]]
+            squares = [p.grad.square().sum() for p in learnt if p.grad is not None]
             norms.append(torch.stack(squares).sum().sqrt().item())
-            rates.append(group["lr"])
-            made.append((group["betas"], group["weight_decay"]))
+            (rate,) = {group["lr"] for group in self.param_groups}
+            rates.append(rate)
+            (betas,) = {group["betas"] for group in self.param_groups}
+            made.append((betas, self.param_groups[0]["weight_decay"]))
             super().step()
 
     monkeypatch.setattr(torch.optim, "AdamW", Recorded)

@@ -106,27 +106,26 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(tmp_path):
     killed = Toy()
     optimizer = optimizer_of(killed)
     train(killed, optimizer, 0, 9)
-    names = [n for n, _ in killed.named_parameters()]
-    _Checkpoint(tmp_path, 1).save(killed, optimizer, names, 9)
+    _Checkpoint(tmp_path, 1).save(killed, optimizer, list(killed.named_parameters()), 9)
     train(killed, optimizer, 9, 13)  # lost with the process
     again = Toy()
     fresh = optimizer_of(again)
-    assert _Checkpoint(tmp_path, 1).load(again, fresh, names) == 9
+    assert _Checkpoint(tmp_path, 1).load(again, fresh, list(again.named_parameters())) == 9
     train(again, fresh, 9, 20)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
 
 def test_no_checkpoint_starts_at_zero_and_a_cut_one_is_refused(tmp_path):
     model = Toy()
-    optimizer, names = optimizer_of(model), [n for n, _ in model.named_parameters()]
+    optimizer, named = optimizer_of(model), list(model.named_parameters())
     checkpoint = _Checkpoint(tmp_path, 2)
-    assert checkpoint.load(model, optimizer, names) == 0
+    assert checkpoint.load(model, optimizer, named) == 0
     train(model, optimizer, 0, 1)
-    checkpoint.save(model, optimizer, names, 1)
+    checkpoint.save(model, optimizer, named, 1)
     whole = checkpoint.path.read_bytes()
     checkpoint.path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"stage2.checkpoint.safetensors cannot be read .* delete it"):
-        checkpoint.load(model, optimizer, names)
+        checkpoint.load(model, optimizer, named)
 
 
 def test_the_log_drops_what_a_resumed_run_will_write_again(tmp_path):
