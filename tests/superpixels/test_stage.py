@@ -26,7 +26,8 @@ def test_instances_are_those_of_the_runs_own_data(tmp_path):
     with pytest.raises(ValueError, match=r"annotations\.parquet is missing; run the prepare stage"):
         build_source(plan, run)
     table.parent.mkdir(parents=True)
-    pd.DataFrame({"image_id": [7], "height": [6], "width": [8], "rle": ["0"]}).to_parquet(table)
+    row = {"image_id": [7], "ann_id": [1], "height": [6], "width": [8], "rle": ["0"]}
+    pd.DataFrame(row).to_parquet(table)
     assert build_source(plan, run).config.annotations == table
 
 

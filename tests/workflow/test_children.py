@@ -12,8 +12,10 @@ from checkout import ROOT
 
 from harness.children import run_child
 
+# What is started in the background of a shell without job control ignores SIGINT, and hands that on.
 PARENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from harness import children
 children._GRACE_S = float(sys.argv[1])
 sys.exit(children.run_child([sys.executable, *sys.argv[2:]]))
