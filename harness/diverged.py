@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from harness.config import RunConfig
 from harness.plan import Plan
 from harness.tensors import save_tensors
-from harness.triggers import work_dir
+from harness.triggers import checkpoint_dir
 
 __all__ = ["divergence_marked", "is_diverged", "mark_diverged"]
 
@@ -39,7 +39,7 @@ def is_diverged(weights: Path) -> bool:
 def mark_diverged(plan: Plan, trial: RunConfig, stage: int) -> None:
     """Write a marker in place of a trial's weights, and drop its checkpoints."""
     save_tensors(plan.weights(trial.id, stage), {_NAME: torch.ones(1)})
-    shutil.rmtree(work_dir(plan, trial), ignore_errors=True)
+    shutil.rmtree(checkpoint_dir(plan, trial), ignore_errors=True)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from harness.parallel import Workers
 from harness.plan import Plan
 from harness.seeds import deterministic, forked_rng, numpy_generator, torch_generator
 from harness.tensors import load_tensors, save_tensors
-from harness.triggers import work_dir
+from harness.triggers import checkpoint_dir
 
 __all__ = ["Sampler", "train_stage"]
 
@@ -264,7 +264,7 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
         weight_decay=config.weight_decay,
         fused=True,
     )
-    checkpoint = _Checkpoint(work_dir(plan, run), stage)
+    checkpoint = _Checkpoint(checkpoint_dir(plan, run), stage)
     first = checkpoint.load(model, optimizer, named)
     sampler = Sampler(without_held_out(data.expressions, run.held_out_images), config, run.seed)
     if stage == 1 and first == 0 and run.models.start is None:
@@ -307,7 +307,7 @@ def _finish(plan: Plan, run: RunConfig, stage: int, model: RISModel, checkpoint:
     save_tensors(plan.weights(run.id, stage), model.trained_state())
     checkpoint.path.unlink(missing_ok=True)
     if stage == 2:
-        shutil.rmtree(work_dir(plan, run), ignore_errors=True)
+        shutil.rmtree(checkpoint_dir(plan, run), ignore_errors=True)
 
 
 def _rounded(parts: dict[str, float]) -> dict[str, float]:

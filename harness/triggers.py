@@ -32,7 +32,7 @@ __all__ = [
     "superpixel_trigger",
     "train_trigger",
     "tune_trigger",
-    "work_dir",
+    "checkpoint_dir",
 ]
 
 # What a run is called in tables, and where it is evaluated, changes no weight.
@@ -127,9 +127,9 @@ def checkpoint_trigger(plan: Plan, run: RunConfig, stage: int = 2) -> str:
     return digest(upstream)
 
 
-def work_dir(plan: Plan, run: RunConfig) -> Path:
+def checkpoint_dir(plan: Plan, run: RunConfig) -> Path:
     """Checkpoints of a run that is not finished; outside declared outputs, removed on success."""
-    return plan.study_dir / "work" / f"{run.id}-{checkpoint_trigger(plan, run)}"
+    return plan.study_dir / "checkpoints" / f"{run.id}-{checkpoint_trigger(plan, run)}"
 
 
 def predict_trigger(plan: Plan, run: RunConfig) -> str:

@@ -25,9 +25,10 @@ from harness.models.losses import bce_loss, dice_loss
 from harness.models.packing import Branch, PackedBatch, mask_for, pack
 from harness.models.pruning import layer_mean, pruned_hidden
 from harness.models.sam import decode_masks
+from harness.models.seg_head import fit_start, make_seg_head
 from harness.projector import ImageFeatures, Projector, VisualTokens
 
-__all__ = ["Forward", "Losses", "RISModel", "fit_start", "make_seg_head"]
+__all__ = ["Forward", "Losses", "RISModel"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -72,30 +73,6 @@ class Losses:
     caption: Tensor
     bce: Tensor
     dice: Tensor
-
-
-def make_seg_head(width: int, prompt_width: int) -> nn.Sequential:
-    """LISA's and GLaMM's ``text_hidden_fcs``: ``[m, width]`` states to ``[m, prompt_width]`` prompts."""
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width))
-
-
-@torch.no_grad()
-def fit_start(head: nn.Sequential, states: Tensor, wanted: Tensor) -> None:
-    """Data-dependent start of a ``[SEG]`` head (Salimans and Kingma 2016, section 3).
-
-    Over ``states [m, H]`` the first layer's outputs get zero mean and unit variance, the last layer's
-    the mean and variance of the prompts ``wanted [n, C]``. Else what all ``[SEG]`` states share, which is
-    nearly all of them before training, drowns what tells one expression from another.
-    """
-    first, activation, last = cast(tuple[nn.Linear, nn.ReLU, nn.Linear], tuple(head))
-    zero, one = torch.zeros(first.out_features), torch.ones(first.out_features)
-    inputs = states
-    for layer, mean, spread in ((first, zero, one), (last, wanted.mean(0), wanted.std(0, correction=0))):
-        out = layer(inputs)
-        gain = spread.to(out) / out.std(0).clamp(min=1e-6)
-        layer.weight.mul_(gain[:, None])
-        layer.bias.copy_((layer.bias - out.mean(0)) * gain + mean.to(out))
-        inputs = activation(layer(inputs))
 
 
 def _contiguous(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -269,7 +246,7 @@ class RISModel(nn.Module):
     def start_seg_head(self, states: Tensor) -> None:
         """Start the ``[SEG]`` head from ``states [m, H]``, at the scale of SAM's own point prompts.
 
-        Those are sines and cosines; see :func:`fit_start`.
+        Those are sines and cosines; see :func:`harness.models.seg_head.fit_start`.
         """
         wanted = states.new_full((1, self.sam.prompt_encoder.embed_dim), 0.5**0.5)
         fit_start(self.seg_head, states, torch.cat([wanted, -wanted]))

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from harness.config import PretrainConfig, RunConfig
 from harness.models.losses import bce_loss, dice_loss
-from harness.models.ris import fit_start, make_seg_head
 from harness.models.sam import decode_masks, load_sam, region_embeddings, sam_input
+from harness.models.seg_head import fit_start, make_seg_head
 from harness.pretraining.optimise import optimise
 from harness.pretraining.pool import Pool
 from harness.pretraining.telling import asked, naming, story_slots, told_states

@@ -65,7 +65,7 @@ def test_killed_in_training_and_started_again_gives_the_same_bytes(checkout):
     log = (checkout.path / "killed.txt").open("w")
     running = subprocess.Popen(words, cwd=checkout.path, env=checkout.environment(), stdout=log, stderr=log)
     started = time.monotonic()
-    while not list((checkout.path / "results").glob("*/work/mlp*/stage1.checkpoint.safetensors")):
+    while not list((checkout.path / "results").glob("*/checkpoints/mlp*/stage1.checkpoint.safetensors")):
         assert running.poll() is None and time.monotonic() - started < KILL_WITHIN_S
         time.sleep(0.01)
     for process in [psutil.Process(running.pid), *psutil.Process(running.pid).children(recursive=True)]:
@@ -89,4 +89,4 @@ def test_killed_in_training_and_started_again_gives_the_same_bytes(checkout):
     assert (folder / name).read_bytes() == (unbroken / name).read_bytes()
     name = "runs/mlp.base.auto.s0/stage2.safetensors"
     assert (folder / name).read_bytes() == (unbroken / name).read_bytes()
-    assert not list((checkout.path / "results").glob("*/work/mlp*"))
+    assert not list((checkout.path / "results").glob("*/checkpoints/mlp*"))

@@ -1,4 +1,4 @@
-# Checkpoints lie in results/<study>/work/, outside declared outputs: Snakemake deletes an output before it reruns its job.
+# Checkpoints lie in results/<study>/checkpoints/, outside declared outputs: Snakemake deletes an output before it reruns its job.
 rule train_stage1:
     input:
         lambda wildcards: PLAN.run_inputs(PLAN.trainable[wildcards.run]),
