@@ -30,9 +30,6 @@ app = App(
 )
 
 
-DEFAULT = Path("config/default.yaml")
-
-
 def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
 
@@ -55,7 +52,8 @@ def run(
     """
     from harness.launch import run_study
 
-    return run_study(study or [DEFAULT], profile=profile, data_root=data_root, dry_run=dry_run, say=_say)
+    files = study or [Path("config/default.yaml")]
+    return run_study(files, profile=profile, data_root=data_root, dry_run=dry_run, say=_say)
 
 
 @app.command
@@ -69,7 +67,7 @@ def plan(study: list[Path] | None = None, *, json: bool = False) -> None:
     from harness.plan import Plan
     from harness.study import read_study
 
-    made = Plan.from_raw(read_study(study or [DEFAULT]))
+    made = Plan.from_raw(read_study(study or []))
     answer(made.as_json(), json, "\n".join([str(made.study_dir), *(f"  {run}" for run in made.runs)]))
 
 
@@ -121,18 +119,18 @@ def new_projector(name: str, *, folder: Path = Path("baselines")) -> None:
 
 
 @app.command
-def snapshot(study: Path = Path("config/default.yaml"), *, command: str = "make run") -> None:
+def snapshot(study: list[Path] | None = None, *, command: str = "make run") -> None:
     """Copy a finished study's tables and figures, with their provenance, to ``results/reference``.
 
     Args:
-        study: a file of ``config/``, merged onto ``config/default.yaml``.
+        study: a file of ``config/``, or several, merged onto ``config/default.yaml`` in their order.
         command: what made the results, for ``provenance.json``.
     """
     from harness.plan import Plan
     from harness.snapshot import take_snapshot
     from harness.study import read_study
 
-    _say(f"snapshot: {take_snapshot(Plan.from_raw(read_study(study)), command)}")
+    _say(f"snapshot: {take_snapshot(Plan.from_raw(read_study(study or [])), command)}")
 
 
 @app.command

@@ -13,7 +13,7 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
-__all__ = ["code_hash", "imported_module", "module_closure", "module_file", "parse_source"]
+__all__ = ["code_hash", "helper_folders", "imported_module", "module_closure", "module_file", "parse_source"]
 
 # The schema carries values, and the values that matter stand in ``params`` themselves.
 _NOT_FOLLOWED = (
@@ -94,6 +94,11 @@ def _parsed(path: Path, module: str | None) -> tuple[str, frozenset[str]]:
     return ast.dump(tree), frozenset(imports)
 
 
+def helper_folders(path: Path) -> tuple[Path, ...]:
+    """Where the modules lie that a lone file imports: beside it, and in the working directory."""
+    return path.resolve().parent, Path.cwd()
+
+
 def _helper(module: str, folders: tuple[Path, ...]) -> Path | None:
     """The source of a dotted module below one of ``folders``."""
     for folder in folders:
@@ -114,7 +119,7 @@ def module_closure(entry: str | Path) -> dict[str, Path]:
         ValueError: there is no such module.
     """
     ours = {*_OURS, entry.split(".")[0]} if isinstance(entry, str) else set(_OURS)
-    beside = (entry.resolve().parent, Path.cwd()) if isinstance(entry, Path) else ()
+    beside = helper_folders(entry) if isinstance(entry, Path) else ()
     start = entry if isinstance(entry, Path) else module_file(entry)
     if start is None:
         raise ValueError(f"module {entry} cannot be found")

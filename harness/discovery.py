@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+from harness.codehash import helper_folders, module_closure
 from harness.declarations import Declaration, declarations
 
 if TYPE_CHECKING:
@@ -223,6 +224,14 @@ def load_projector(name: str) -> type[Projector]:
     return getattr(_imported(info), info.class_name)
 
 
+def _check_helpers(path: Path) -> None:
+    """Refuse a lone file whose helper is hidden by another module: its hash would be of what does not run."""
+    for name, helper in module_closure(path).items():
+        taken = getattr(sys.modules.get(name), "__file__", None)
+        if taken is not None and Path(taken).resolve() != helper.resolve():
+            raise ImportError(f"its helper {helper} is hidden by {taken}; give it a name of its own")
+
+
 def _imported(info: Declaration) -> ModuleType:
     """The module of a declaration, imported.
 
@@ -238,7 +247,11 @@ def _imported(info: Declaration) -> ModuleType:
             raise ImportError("it is no module")
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
+        for folder in map(str, helper_folders(info.path)):  # last, so that its helpers hide nothing
+            if folder not in sys.path:
+                sys.path.append(folder)
         spec.loader.exec_module(module)
+        _check_helpers(info.path)
         return module
     except Exception as error:  # whatever a file of somebody's own raises
         frames = traceback.extract_tb(error.__traceback__)

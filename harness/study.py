@@ -30,6 +30,7 @@ from harness.config import (
 )
 from harness.declarations import Declaration
 from harness.discovery import get_projector, get_source, nearest
+from harness.keys import pretrained
 
 __all__ = ["load_study", "name_of_file", "read_study", "resolve_study", "row_names", "rows_called"]
 
@@ -113,7 +114,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_study(study: Path | str | Sequence[Path | str], root: Path | str = ".") -> dict[str, Any]:
-    """A study's raw mapping, of one file or several, on ``config/default.yaml``, as ``--configfile`` merges.
+    """A study's raw mapping, of any number of files, on ``config/default.yaml``, as ``--configfile`` merges.
 
     A file without ``study`` is called by its own name; else it would write over the default study.
 
@@ -364,5 +365,10 @@ def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]
                 runs.append(RunConfig.model_validate(values))
             except ValidationError as error:
                 raise _explain(error, f"config: {row.name}") from error
+        if any(key.startswith("models.pretrain") for key in row.set) and not pretrained(runs[-1]):
+            raise ConfigError(
+                f"config: rows: {row.name}: none of the models here is pretrained by the workflow; leave "
+                "`models.pretrain` out of `set`, where it would be another row in name alone"
+            )
     _check_runs(runs, study)
     return runs

@@ -52,11 +52,12 @@ def fetch(*names: str, root: Path = Path("data"), retries: int = 2) -> None:
 
 
 @data.command
-def check(study: Path | None = None, *, root: Path = Path("data"), json: bool = False) -> int:
+def check(study: list[Path] | None = None, *, root: Path = Path("data"), json: bool = False) -> int:
     """Say what is there of the raw data: files, counts of every split against the known ones, images.
 
     Args:
-        study: a file of ``config/``: its data are read whole. None: only look for files below ``root``.
+        study: a file of ``config/``, or several, merged onto ``config/default.yaml`` in their order: its data
+            are read whole. None: only look for files below ``root``.
         root: the data root, where no study is given.
         json: print one JSON value.
 
@@ -92,7 +93,7 @@ def doctor(study: list[Path] | None = None, *, data_root: str | None = None, jso
     from harness.plan import Plan
     from harness.study import read_study
 
-    raw = read_study(study or "config/default.yaml")
+    raw = read_study(study or [])
     if data_root is not None:
         raw["data_root"] = data_root
     return _report(examine(Plan.from_raw(raw)), json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import re
+import shlex
 from pathlib import Path
 
 from harness.commands.answer import answer
@@ -12,14 +13,15 @@ __all__ = ["efficiency"]
 
 
 def efficiency(
-    study: Path = Path("config/default.yaml"), *, out: Path = Path("results/efficiency"), json: bool = False
+    study: list[Path] | None = None, *, out: Path = Path("results/efficiency"), json: bool = False
 ) -> None:
     """Time every trained row of a study on this machine, as the study's own job does.
 
     So rows that a cluster trained are timed on one GPU after another. Close what else runs: it is timed too.
 
     Args:
-        study: a file of ``config/``, merged onto ``config/default.yaml``; its rows must be trained.
+        study: a file of ``config/``, or several, merged onto ``config/default.yaml`` in their order; its rows
+            must be trained.
         out: ``DEVICE/STUDY/efficiency.{json,csv}`` and ``provenance.json`` go there.
         json: print one JSON value, the timings in milliseconds.
     """
@@ -30,14 +32,14 @@ def efficiency(
     from harness.snapshot import provenance
     from harness.study import read_study
 
-    plan = Plan.from_raw(read_study(study))
+    plan = Plan.from_raw(read_study(study or []))
     untrained = [run.id for run in plan.timed if not plan.weights(run.id).is_file()]
     if untrained:
         raise ValueError(
-            f"{study}: {len(untrained)} of {len(plan.timed)} rows are not trained, such as {untrained[0]}; "
-            "run the study first"
+            f"{plan.study_dir}: {len(untrained)} of {len(plan.timed)} rows are not trained, such as "
+            f"{untrained[0]}; run the study first"
         )
-    made_by = provenance(plan, f"svp efficiency {study}")
+    made_by = provenance(plan, shlex.join(["svp", "efficiency", *map(str, study or [])]))
     device = re.sub(r"[^a-z0-9]+", "-", str(made_by["device"]).lower()).strip("-")
     folder = out / device / plan.study_dir.name
     efficiency_stage(plan, folder / "efficiency.json")

@@ -47,7 +47,7 @@ def protocols(
 
 
 def verify(
-    study: Path = Path("config/default.yaml"),
+    study: list[Path] | None = None,
     *,
     methods: tuple[str, ...] = (),
     tolerance: float = 0.01,
@@ -57,7 +57,8 @@ def verify(
     """Say which known value a finished study meets, within what tolerance, under which protocol.
 
     Args:
-        study: a file of ``config/``, merged onto ``config/default.yaml``; its tables must be there.
+        study: a file of ``config/``, or several, merged onto ``config/default.yaml`` in their order; its
+            tables must be there.
         methods: published methods to hold it against; none: all.
         tolerance: most that two values may be apart, as a fraction.
         published: folder of published numbers.
@@ -72,7 +73,7 @@ def verify(
     from harness.scoring.verify import verify_counts, verify_scores
     from harness.study import read_study
 
-    plan = Plan.from_raw(read_study(study))
+    plan = Plan.from_raw(read_study(study or []))
     scores = verify_scores(plan.tables_dir, published, tolerance=tolerance, methods=methods)
     counts = []
     for run in {run.data: run for run in plan.runs.values()}.values():
@@ -100,11 +101,12 @@ def verify(
     return 2 if any(not c["met"] for c in counts) or not (scores or counts) else 0
 
 
-def overlap(study: Path = Path("config/default.yaml"), *, json: bool = False) -> None:
+def overlap(study: list[Path] | None = None, *, json: bool = False) -> None:
     """Count the train photographs that other datasets hold out, and what ``train_pool: clean`` drops.
 
     Args:
-        study: a file of ``config/``, merged onto ``config/default.yaml``; its annotation files are read.
+        study: a file of ``config/``, or several, merged onto ``config/default.yaml`` in their order; its
+            annotation files are read.
         json: print one JSON value.
     """
     import pandas as pd
@@ -115,13 +117,15 @@ def overlap(study: Path = Path("config/default.yaml"), *, json: bool = False) ->
     from harness.plan import Plan
     from harness.study import read_study
 
-    plan = Plan.from_raw(read_study(study))
+    plan = Plan.from_raw(read_study(study or []))
     frames = [
         overlap_table({part.name: read_dataset(expand_root(data.root), part) for part in data.datasets})
         for data in dict.fromkeys(run.data for run in plan.runs.values())
         if isinstance(data, ReferData)
     ]
     if not frames:
-        raise ValueError(f"{study} reads no REFER data; name a study that does, such as config/paper.yaml")
+        raise ValueError(
+            f"{plan.study_dir.name} reads no REFER data; name a study that does, such as config/paper.yaml"
+        )
     table = pd.concat(frames, ignore_index=True)
     answer(table.to_dict("records"), json, _table(table))

@@ -13,7 +13,7 @@ def segment(
     image: Path,
     expressions: tuple[str, ...],
     *,
-    study: Path = Path("config/default.yaml"),
+    study: list[Path] | None = None,
     row: str = "svp",
     out: Path = Path("segment.png"),
     json: bool = False,
@@ -23,7 +23,8 @@ def segment(
     Args:
         image: the photograph.
         expressions: such as "the left cup"; several share one reading of the photograph.
-        study: a file of ``config/``, merged onto ``config/default.yaml``; it must have been run.
+        study: a file of ``config/``, or several, each after a ``--study``, merged onto
+            ``config/default.yaml``; it must have been run.
         row: a row of the study by projector, ``projector.variant``, ``projector.variant.budget`` or run id;
             its first seed.
         out: the picture to write, PNG; a PDF is written beside it.
@@ -35,7 +36,7 @@ def segment(
     from harness.segmentation import Segmenter, draw
     from harness.study import read_study
 
-    plan = Plan.from_raw(read_study(study))
+    plan = Plan.from_raw(read_study(study or []))
     pixels = read_rgb(image)
     found = Segmenter(plan, plan.run_named(row))(pixels, expressions)
     paths = draw(pixels, expressions, found, out)

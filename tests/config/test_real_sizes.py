@@ -123,3 +123,11 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(changes, message):
     raw = {**read_study(ROOT / "config" / "paper.yaml", ROOT), "set": changes}
     with pytest.raises(ConfigError, match=message):
         resolve_study(load_study(raw), ROOT)
+
+
+@pytest.mark.parametrize("config", ["paper", "small"])
+def test_a_pretraining_that_nothing_reads_is_refused(config):
+    """Else both of its rows would be the same models, the second under a false name."""
+    files = [ROOT / f"config/{config}.yaml", ROOT / "config/studies/pretraining.yaml"]
+    with pytest.raises(ConfigError, match="svp: none of the models here is pretrained"):
+        resolve_study(load_study(read_study(files, ROOT)), ROOT)

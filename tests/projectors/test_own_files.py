@@ -1,5 +1,7 @@
 """Mistakes in a projector's file of one's own are one sentence that names the file."""
 
+import sys
+
 import pytest
 
 from harness.cli import main
@@ -36,6 +38,33 @@ def test_a_file_that_cannot_be_imported_says_where(tmp_path, line, message):
     assert get_projector(str(tmp_path / "mine.py")).name == "mine"  # its declaration is read, not run
     with pytest.raises(ValueError, match=message):
         load_projector(str(tmp_path / "mine.py"))
+
+
+@pytest.fixture
+def lone_imports(monkeypatch):
+    """What importing a lone file leaves behind is taken back."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = dict(sys.modules)
+    yield
+    for name in set(sys.modules) - set(before):
+        del sys.modules[name]
+
+
+def with_helper(folder, value):
+    folder.mkdir()
+    (folder / "my_layers.py").write_text(f"VALUE = {value}\n")
+    (folder / "mine.py").write_text(f"import my_layers\n{HEAD}    value = my_layers.VALUE\n")
+    return str(folder / "mine.py")
+
+
+def test_a_file_finds_its_helpers_beside_it(tmp_path, lone_imports):
+    assert load_projector(with_helper(tmp_path / "a", 3)).value == 3
+
+
+def test_a_helper_that_another_hides_is_refused(tmp_path, lone_imports):
+    load_projector(with_helper(tmp_path / "a", 3))
+    with pytest.raises(ValueError, match=r"b/my_layers.py is hidden by .*a/my_layers.py; give it a name"):
+        load_projector(with_helper(tmp_path / "b", 4))
 
 
 @pytest.mark.parametrize("command", ["plan", "doctor"])

@@ -81,7 +81,10 @@ def test_any_photograph_is_answered_at_its_own_size(finished, tmp_path, capsys):
     Image.fromarray(photograph).save(tmp_path / "photo.png")
     (tmp_path / "study.yaml").write_text(json.dumps(finished.raw))
     command = ["segment", str(tmp_path / "photo.png"), "the left cup", "red star"]
-    asked = [*command, "--study", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out.png")]
+    # The later file counts: a study is as many files as it was run with.
+    (tmp_path / "other.yaml").write_text(json.dumps({"study": "other", "title": "another"}))
+    files = ["--study", str(tmp_path / "other.yaml"), "--study", str(tmp_path / "study.yaml")]
+    asked = [*command, *files, "--out", str(tmp_path / "out.png")]
     app([*asked, "--json"])
     told = json.loads(capsys.readouterr().out)
     assert [m["expression"] for m in told["masks"]] == ["the left cup", "red star"]
