@@ -99,6 +99,14 @@ def image_features(
     return ImageFeatures(grid=grid, levels=tuple(levels), superpixels=superpixels, **own)
 
 
+def _in_frame(counts: str, height: int, width: int, h: int, w: int) -> Tensor:
+    """``[h, w]`` share of each cell that a mask of ``[height, width]`` covers."""
+    mask = torch.from_numpy(coco_mask.decode({"size": [height, width], "counts": counts.encode()}))
+    if (h, w) == (height, width):
+        return mask
+    return F.adaptive_avg_pool2d(mask[None].float(), (h, w))[0]
+
+
 class RunData:
     """Expressions, masks, frozen features and superpixels of a run, by image id.
 
@@ -115,6 +123,8 @@ class RunData:
         self.expressions: pd.DataFrame = tables.expressions
         self.annotations = tables.annotations.set_index(["dataset", "ann_id"])
         self._rle = dict(zip(self.annotations.index, self.annotations["rle"], strict=True))
+        ignored = self.annotations.get("rle_ignored", pd.Series(dtype=str)).fillna("")
+        self._ignored = {key: rle for key, rle in ignored.items() if rle}
         sizes = self.annotations[["height", "width"]].to_numpy().tolist()
         self._mask_size = dict(zip(self.annotations.index, sizes, strict=True))
         self._size = {
@@ -170,25 +180,23 @@ class RunData:
         """Ground truth of expressions in SAM's padded square frame.
 
         Returns:
-            ``[m, S, S]`` float in 0..1, and ``[m, S, S]`` bool that is false on padding (``None`` where
-            no image of the batch is padded).
+            ``[m, S, S]`` float in 0..1, and ``[m, S, S]`` bool that is false on padding and wherever a pixel
+            stands in that the dataset does not score (``None`` where the batch has neither).
         """
         target = torch.zeros(len(rows), image_size, image_size)
         valid = torch.ones(len(rows), image_size, image_size, dtype=torch.bool)
-        padded = False
+        partly = False
         for i, (dataset, ann_id, image_id) in enumerate(
             rows[["dataset", "ann_id", "image_id"]].itertuples(index=False)
         ):
             height, width = self._size[image_id]
-            counts = self._rle[(dataset, ann_id)].encode()
-            mask = torch.from_numpy(coco_mask.decode({"size": [height, width], "counts": counts}))
             h, w = sam_frame(height, width, image_size)
-            if (h, w) == (height, width):
-                target[i, :h, :w] = mask
-            else:
-                target[i, :h, :w] = F.adaptive_avg_pool2d(mask[None].float(), (h, w))[0]
+            target[i, :h, :w] = _in_frame(self._rle[(dataset, ann_id)], height, width, h, w)
             if (h, w) != (image_size, image_size):
-                padded = True
+                partly = True
                 valid[i, h:] = False
                 valid[i, :, w:] = False
-        return target, valid if padded else None
+            if (unscored := self._ignored.get((dataset, ann_id))) is not None:
+                partly = True
+                valid[i, :h, :w] &= _in_frame(unscored, height, width, h, w) == 0
+        return target, valid if partly else None

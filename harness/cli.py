@@ -65,9 +65,8 @@ def plan(study: list[Path] | None = None, *, json: bool = False) -> None:
         json: print the resolved study as one JSON value.
     """
     from harness.plan import Plan
-    from harness.study import read_study
 
-    made = Plan.from_raw(read_study(study or []))
+    made = Plan.named(study)
     answer(made.as_json(), json, "\n".join([str(made.study_dir), *(f"  {run}" for run in made.runs)]))
 
 
@@ -119,18 +118,20 @@ def new_projector(name: str, *, folder: Path = Path("baselines")) -> None:
 
 
 @app.command
-def snapshot(study: list[Path] | None = None, *, command: str = "make run") -> None:
+def snapshot(
+    study: list[Path] | None = None, *, command: str = "make run", data_root: str | None = None
+) -> None:
     """Copy a finished study's tables and figures, with their provenance, to ``results/reference``.
 
     Args:
         study: a file of ``config/``, or several, merged onto ``config/default.yaml`` in their order.
         command: what made the results, for ``provenance.json``.
+        data_root: folder of the raw data that it was run with, in place of the study's.
     """
     from harness.plan import Plan
     from harness.snapshot import take_snapshot
-    from harness.study import read_study
 
-    _say(f"snapshot: {take_snapshot(Plan.from_raw(read_study(study or [])), command)}")
+    _say(f"snapshot: {take_snapshot(Plan.named(study, data_root), command)}")
 
 
 @app.command

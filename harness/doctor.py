@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from harness.config import LanguageConfig, RunConfig
 from harness.data.check import Finding, check_data
-from harness.data.options import ReferData, expand_root
+from harness.data.options import ReferData, expand_source
 from harness.estimates import feature_bytes, memory_estimate, weight_bytes
 from harness.files import sha256_file
-from harness.keys import is_pretrained
+from harness.keys import PARTS, is_pretrained
 from harness.plan import Plan
-from harness.refusals import refusals
-from harness.tracking import default_uri
+from harness.refusals import refusals, unasked_rows
 
 __all__ = ["examine"]
 
@@ -48,41 +46,54 @@ def _rows(plan: Plan) -> Iterator[Finding]:
     refused = refusals(plan)
     for row, reason in refused.items():
         yield Finding(f"row {row}: {reason}", "wrong", "change the row, or leave it out")
-    if not refused:
+    if unasked := unasked_rows(plan):
+        yield Finding(
+            f"rows: {len(unasked)} of {len(plan.runs)}, such as {unasked[0]}, cannot be asked yet whether "
+            "they refuse, as the widths of their models are not known",
+            "note",
+            "have the weights in place, and ask again",
+        )
+    elif not refused:
         yield Finding(f"rows: none of {len(plan.runs)} is refused by its projector", "ok")
 
 
 def _weights(run: RunConfig) -> Iterator[Finding]:
-    for part in ("vision", "language", "sam"):
-        config = getattr(run.models, part)
-        if config.source == "pretrained":
+    mends = {
+        "sam": "get it from github.com/facebookresearch/segment-anything (Model Checkpoints)",
+        "start": "svp weights convert writes it",
+    }
+    for part in PARTS:
+        source = run.models.start if part == "start" else getattr(run.models, part).source
+        if source is None:
+            continue
+        if is_pretrained(run, part):
             yield Finding(f"{part}: a tiny one, which the workflow trains itself", "ok")
-        elif part == "sam":
-            yield _sam_checkpoint(config.source, config.sha256)
+            continue
+        mend = mends.get(part, f"hf download {source} (where there is a network)")
+        try:
+            expanded = expand_source(source)
+        except ValueError as error:
+            yield Finding(f"{part}: {error}", "missing", mend)
+            continue
+        if part in mends:
+            yield _weight_file(part, Path(expanded), run.models.sam.sha256 if part == "sam" else None, mend)
         else:
-            yield _hub_weights(part, config.source)
+            yield _hub_weights(part, expanded, mend)
 
 
-def _sam_checkpoint(source: str, sha256: str | None) -> Finding:
-    mend = "get it from github.com/facebookresearch/segment-anything (Model Checkpoints)"
-    try:
-        path = expand_root(source)
-    except ValueError:
-        variable = re.findall(r"\$\{(\w+)\}", source)
-        return Finding(
-            f"sam: {source} is not there", "missing", f"{mend}; export {variable[0]} as the folder it lies in"
-        )
+def _weight_file(part: str, path: Path, sha256: str | None, mend: str) -> Finding:
     if not path.exists():
-        return Finding(f"sam: {path} is not there", "missing", mend)
+        return Finding(f"{part}: {path} is not there", "missing", mend)
     if sha256 is not None and sha256_file(path) != sha256:
-        return Finding(f"sam: {path} has another sha256 than {sha256[:12]}…", "wrong", f"delete it; {mend}")
-    return Finding(f"sam: {path}" + (", its sha256 is right" if sha256 else ""), "ok")
+        return Finding(
+            f"{part}: {path} has another sha256 than {sha256[:12]}…", "wrong", f"delete it; {mend}"
+        )
+    return Finding(f"{part}: {path}" + (", its sha256 is right" if sha256 else ""), "ok")
 
 
-def _hub_weights(part: str, source: str) -> Finding:
+def _hub_weights(part: str, source: str, mend: str) -> Finding:
     """A local folder, or a name of the Hugging Face hub whose files are in the cache."""
-    source = os.path.expandvars(source)
-    folder = Path(source).expanduser()
+    folder = Path(source)
     local = folder.is_dir()
     if not local:
         from huggingface_hub import scan_cache_dir
@@ -100,7 +111,7 @@ def _hub_weights(part: str, source: str) -> Finding:
     what = (
         "holds no config.json with weights" if local else "is neither a folder nor in the Hugging Face cache"
     )
-    return Finding(f"{part}: {source} {what}", "missing", f"hf download {source} (where there is a network)")
+    return Finding(f"{part}: {source} {what}", "missing", mend)
 
 
 def _device(run: RunConfig) -> Iterator[Finding]:
@@ -161,7 +172,7 @@ def _tracker(plan: Plan) -> Iterator[Finding]:
     if importlib.util.find_spec("mlflow") is None:
         yield Finding("tracker: mlflow is not installed", "missing", "pip install -e '.[workflow]'")
         return
-    uri = plan.study.tracking_uri or default_uri(plan.results)
+    uri = plan.tracking_uri
     if uri.startswith(("http://", "https://")):
         import requests
 

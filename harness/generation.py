@@ -1,9 +1,9 @@
 """Free decoding: the model says its answer itself, and may fail to say ``[SEG]``.
 
 Each step packs every expression with a ``[SEG]`` behind what was said so far. The state before that
-probe tells the next token; where that token is ``[SEG]``, the probe's own state is already the prompt of
-the mask decoder, the very state that a forced answer of the same words would give. Answers are short, so
-nothing is cached between steps.
+probe tells the next token; where that token is ``[SEG]``, the state that the protocol reads there is already
+the prompt of the mask decoder, the very one that a forced answer of the same words would give. Answers are
+short, so nothing is cached between steps.
 """
 
 from __future__ import annotations

@@ -22,12 +22,12 @@ import psutil
 from harness.config import ConfigError
 from harness.files import read_json, write_json
 from harness.plan import Plan
+from harness.started import LOCK_HOLDER
 from harness.study import name_of_file, read_study
 
 __all__ = ["abandoned_jobs", "lift_lock", "run_study", "workflows"]
 
 _LOCKS = Path(".snakemake") / "locks"
-_STARTED = Path(".snakemake") / "svp-run.json"  # the host and process that hold the lock
 _JOBS = ("harness.cli stage", "harness.processes")  # a job, and the processes that share one
 _GRACE_S = 10
 
@@ -96,7 +96,7 @@ def lift_lock(folder: Path, snakemake: list[str], say: Callable[[str], None]) ->
         raise ConfigError(f"a Snakemake (process {pids}) already works in {folder}; wait for it, or stop it")
     locked = any((folder / _LOCKS).glob("*"))
     if locked:
-        _refuse_another_host(folder / _STARTED)
+        _refuse_another_host(folder / LOCK_HOLDER)
     if jobs := abandoned_jobs(folder):
         say(f"stopping jobs of an interrupted run (processes {', '.join(str(p.pid) for p in jobs)})")
         for job in jobs:
@@ -117,7 +117,7 @@ def _refuse_another_host(record: Path) -> None:
     started, here = read_json(record), os.uname().nodename
     if started["host"] != here:
         raise ConfigError(
-            f"`svp run` was started in this folder on {started['host']} (process {started['pid']}), which "
+            f"Snakemake was started in this folder on {started['host']} (process {started['pid']}), which "
             f"cannot be seen from {here}; wait for it or run again there, or, if none of it is left running, "
             f"delete {record.resolve()} and run again"
         )
@@ -213,7 +213,7 @@ def run_study(
     )
     start, table = time.monotonic(), plan.tables_dir / "main.md"
     before = _changed(table)
-    with _recorded(Path.cwd() / _STARTED):
+    with _recorded(Path.cwd() / LOCK_HOLDER):
         status = subprocess.run(command).returncode
     minutes = _add_minutes(plan, (time.monotonic() - start) / 60)
     # Times of one file are compared: the clock of a file server may be another.

@@ -7,25 +7,35 @@ models, superpixels, frozen features) are called stands in :mod:`harness.keys`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
 from harness.config import ConfigError, RunConfig, StudyConfig
-from harness.data.options import ReferData, expand_root
+from harness.data.options import ReferData, expand_root, expand_source
 from harness.discovery import nearest
 from harness.files import read_json, write_json
 from harness.keys import Keys, SharedStage, is_pretrained, pretrained
-from harness.study import load_study, resolve_study, row_names, rows_called
+from harness.study import load_study, read_study, resolve_study, row_names, rows_called
 
-__all__ = ["Plan"]
+__all__ = ["Plan", "default_uri"]
 
 
 def _plain(model: BaseModel) -> dict[str, Any]:
     return model.model_dump(mode="json")
+
+
+def default_uri(results: Path) -> str:
+    """The store of a study that names none: ``MLFLOW_TRACKING_URI`` if http(s), else a file of results."""
+    environment = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if urlsplit(environment).scheme in ("http", "https"):
+        return environment
+    return f"sqlite:///{results / 'mlflow.db'}"
 
 
 class Plan:
@@ -53,6 +63,19 @@ class Plan:
         """
         study = load_study(raw)
         return cls(study, resolve_study(study, root))
+
+    @classmethod
+    def named(cls, study: Sequence[Path] | None, data_root: str | None = None) -> Plan:
+        """From study files as a command line names them; none: ``config/default.yaml``.
+
+        Args:
+            study: files of ``config/``, merged onto ``config/default.yaml`` in their order.
+            data_root: folder of the raw data, in place of the study's.
+
+        Raises:
+            harness.config.ConfigError: something in it cannot be run.
+        """
+        return cls.from_raw(read_study(study or []) | ({} if data_root is None else {"data_root": data_root}))
 
     @classmethod
     def load(cls, path: Path | str) -> Plan:
@@ -137,9 +160,19 @@ class Plan:
         return self.results / name
 
     @property
+    def tracking_uri(self) -> str:
+        """The MLflow store: the study's, or :func:`default_uri`."""
+        return self.study.tracking_uri or default_uri(self.results)
+
+    @property
     def minutes_file(self) -> Path:
         """Minutes that each `svp run` of the study took."""
         return self.study_dir / "minutes.json"
+
+    @property
+    def started_file(self) -> Path:
+        """The code that made the study's results, as of their last start."""
+        return self.study_dir / "started.json"
 
     @property
     def config_file(self) -> Path:
@@ -266,7 +299,7 @@ class Plan:
     @staticmethod
     def _expanded(source: str, where: str) -> str:
         try:
-            return str(expand_root(source)) if "$" in source else source
+            return expand_source(source)
         except ValueError as error:
             raise ConfigError(f"models: {where}: {error}") from error
 

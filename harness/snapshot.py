@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,11 @@ from harness.files import atomic_path, read_json, write_json
 from harness.plan import Plan
 from harness.reporting.claims import write_claims
 from harness.reporting.digest import write_digest
+from harness.started import code_state
 
 __all__ = ["provenance", "provenance_of", "show_in_readme", "take_snapshot"]
 
 _PACKAGES = ("torch", "transformers", "peft", "segment-anything", "scikit-image", "numpy", "pandas")
-
-
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
 def _processor() -> str:
@@ -39,10 +34,27 @@ def _processor() -> str:
 def provenance(plan: Plan, command: str) -> dict[str, Any]:
     """What made a study's results: command, commit, machine, versions, and minutes where `svp run` made them.
 
+    Commit and changes are those of its last start, the GPU that of its timings, else they are those at hand.
     What an earlier study left, data, models and runs, was not made again and is not in the minutes.
     """
     took = {"minutes": round(sum(read_json(plan.minutes_file)), 1)} if plan.minutes_file.is_file() else {}
-    return {**provenance_of(command), "study": plan.study.study, "effort": plan.study.effort, **took}
+    ran = read_json(plan.started_file) if plan.started_file.is_file() else {}
+    return {
+        **provenance_of(command),
+        **ran,
+        **_timed_on(plan),
+        "study": plan.study.study,
+        "effort": plan.study.effort,
+        **took,
+    }
+
+
+def _timed_on(plan: Plan) -> dict[str, str]:
+    """The GPU of the study's jobs: the snapshot may be taken on a machine without one."""
+    if not plan.efficiency_file.is_file():
+        return {}
+    names = {row["device"] for row in read_json(plan.efficiency_file).get("rows", [])}
+    return {"device": names.pop()} if len(names) == 1 and not min(names).startswith("cpu") else {}
 
 
 def provenance_of(command: str) -> dict[str, Any]:
@@ -52,8 +64,7 @@ def provenance_of(command: str) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "command": command,
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        **code_state(),
         "device": gpu or f"{_processor()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in _PACKAGES},

@@ -222,7 +222,7 @@ def _overlays(plan: Plan) -> None:
 def _publish(plan: Plan) -> None:
     from harness.tracking import publish
 
-    write_json(plan.published_file, publish(plan.study_dir, plan.study.tracking_uri or None))
+    write_json(plan.published_file, publish(plan.study_dir, plan.tracking_uri))
 
 
 _SHARED: dict[str, Callable[[Plan, str], None]] = {

@@ -79,6 +79,25 @@ def _load_part(root: Path, block: str, name: Any, size: str = "tiny") -> dict[st
     return _read_yaml(path)
 
 
+def _size(root: Path, models: Mapping[str, Any]) -> str:
+    """The size that thresholds and schedules are chosen by, as ``NAME.SIZE.yaml``.
+
+    Raises:
+        ConfigError: there is no part of that size, or the tiny one stands beside a SAM that is not tiny.
+    """
+    size = models.get("size", "tiny")
+    known = {"tiny", *(path.stem.split(".")[1] for path in _parts_dir(root).glob("*/*.*.yaml"))}
+    if size not in known:
+        raise ConfigError(f"models: size: no part is made for '{size}'{nearest(str(size), sorted(known))}")
+    kind = models.get("sam", {}).get("kind", "tiny")
+    if size == "tiny" and kind != "tiny":
+        raise ConfigError(
+            f"models: size: 'tiny' has thresholds for a tiny SAM, and this one is {kind}; set size: "
+            f"{' or '.join(sorted(known - {'tiny'}))}"
+        )
+    return size
+
+
 def _apply(blocks: dict[str, Any], key: str, value: Any, root: Path, where: str) -> None:
     block, _, rest = key.partition(".")
     if block not in BLOCKS:
@@ -319,7 +338,7 @@ def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]
     """
     root = Path(root)
     models = _load_part(root, "models", study.models)
-    size = models.get("size", "tiny")
+    size = _size(root, models)
     base = {block: _load_part(root, block, getattr(study, block), size) for block in BLOCKS}
     base["models"] = models
     if study.effort == "quick":

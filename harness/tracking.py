@@ -2,9 +2,9 @@
 
 Jobs write files and know no tracker. :func:`publish` reads those files and makes one MLflow run for
 each (projector, variant, budget, seed), and one for the study's tables and figures. Each run is tagged
-with the sha256 of what it holds: publishing twice adds nothing, changed content replaces its run.
-The SQLite store is migrated before it is used, under a lock: eight jobs that open a fresh store at
-once break it.
+with the sha256 of what it holds: publishing twice adds nothing, changed content replaces its run, and
+nobody else's. The SQLite store is migrated before it is used, under a lock: eight jobs that open a fresh
+store at once break it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import math
-import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,15 +21,16 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pandas as pd
 
-from harness.files import canonical_json, digest, read_json, sha256_file
+from harness.files import canonical_json, digest, read_json, sha256_file, write_json
+from harness.plan import default_uri
 from harness.scoring.metrics import THRESHOLDS, read_scores, summarise
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["Curve", "MLflowTracker", "RunRecord", "Tracker", "default_uri", "publish", "read_study"]
+__all__ = ["Curve", "MLflowTracker", "RunRecord", "Tracker", "publish", "read_study"]
 
-_HASH, _KEY = "content_sha256", "run_key"
+_HASH, _KEY, _PUBLISHER = "content_sha256", "run_key", "publisher"
 _BATCH = 1000  # MLflow takes no more metrics in one call
 Curve = tuple[str, float, int]
 
@@ -66,10 +67,11 @@ class RunRecord:
 class MLflowTracker:
     """One MLflow run through a client; no global state of MLflow is touched."""
 
-    def __init__(self, client: MlflowClient, experiment_id: str, key: str):
-        """Start a run called ``key``."""
+    def __init__(self, client: MlflowClient, experiment_id: str, key: str, publisher: str):
+        """Start a run called ``key``, of a ``publisher`` who alone replaces it."""
         self._client = client
-        run = client.create_run(experiment_id, run_name=key, tags={_KEY: key})
+        tags = {_KEY: key, _PUBLISHER: publisher}
+        run = client.create_run(experiment_id, run_name=key, tags=tags)
         self.run_id = run.info.run_id
 
     def write_params(self, params: Mapping[str, str]) -> None:
@@ -179,7 +181,8 @@ def read_study(study_dir: Path | str) -> list[RunRecord]:
     files = [
         p for folder in ("tables", "figures") for p in sorted((study / folder).glob("[!.]*")) if p.is_file()
     ]
-    records.append(RunRecord("study", _flat({"study": config["study"]}), [], files))
+    words = {**config["study"], "tracking_uri": _without_secrets(config["study"].get("tracking_uri") or "")}
+    records.append(RunRecord("study", _flat({"study": words}), [], files))
     return records
 
 
@@ -226,7 +229,9 @@ def _runs_by_key(client: MlflowClient, experiment_id: str) -> dict[str, list[Any
             return out
 
 
-def _mirror(client: MlflowClient, experiment_id: str, records: Sequence[RunRecord]) -> dict[str, Any]:
+def _mirror(
+    client: MlflowClient, experiment_id: str, records: Sequence[RunRecord], publisher: str
+) -> dict[str, Any]:
     there = _runs_by_key(client, experiment_id)
     counts = {"created": 0, "replaced": 0, "unchanged": 0}
     runs = {}
@@ -234,13 +239,14 @@ def _mirror(client: MlflowClient, experiment_id: str, records: Sequence[RunRecor
         content = record.content_hash
         old = there.get(record.key, [])
         same = [run for run in old if run.data.tags.get(_HASH) == content]
+        old = [run for run in old if run.data.tags.get(_PUBLISHER) == publisher]
         for run in old if not same else [r for r in old if r is not same[0]]:
             client.delete_run(run.info.run_id)
         if same:
             counts["unchanged"] += 1
             runs[record.key] = {"run_id": same[0].info.run_id, "sha256": content}
             continue
-        tracker = MLflowTracker(client, experiment_id, record.key)
+        tracker = MLflowTracker(client, experiment_id, record.key, publisher)
         tracker.write_params(record.params)
         tracker.write_metrics(record.metrics)
         tracker.finish(record.artifacts, content)
@@ -249,12 +255,12 @@ def _mirror(client: MlflowClient, experiment_id: str, records: Sequence[RunRecor
     return {**counts, "runs": runs}
 
 
-def default_uri(results: Path) -> str:
-    """The store of a study that names none: ``MLFLOW_TRACKING_URI`` if http(s), else a file of results."""
-    environment = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if urlsplit(environment).scheme in ("http", "https"):
-        return environment
-    return f"sqlite:///{results / 'mlflow.db'}"
+def _publisher(results: Path) -> str:
+    """An id that these results keep: others publish to the same server, and replace their own runs alone."""
+    path = results / "publisher.json"
+    if not path.is_file():
+        write_json(path, {"id": uuid.uuid4().hex})
+    return str(read_json(path)["id"])
 
 
 def publish(study_dir: Path | str, tracking_uri: str | None = None) -> dict[str, Any]:
@@ -262,8 +268,8 @@ def publish(study_dir: Path | str, tracking_uri: str | None = None) -> dict[str,
 
     Args:
         study_dir: ``results/<study>``.
-        tracking_uri: ``sqlite:///…``, with artifacts in ``mlartifacts`` beside it, or ``http(s)://…``;
-            default: :func:`default_uri`.
+        tracking_uri: ``sqlite:///…``, with artifacts in ``mlartifacts`` beside it, or ``http(s)://…``
+            default: :func:`harness.plan.default_uri`.
 
     Returns:
         ``tracking_uri`` (without credentials), ``experiment``, how many runs were ``created``,
@@ -290,5 +296,5 @@ def publish(study_dir: Path | str, tracking_uri: str | None = None) -> dict[str,
             _migrate(uri)
         client = MlflowClient(tracking_uri=uri)
         experiment_id = _experiment(client, study.name, artifacts)
-        done = _mirror(client, experiment_id, records)
+        done = _mirror(client, experiment_id, records, _publisher(study.parent))
     return {"tracking_uri": _without_secrets(uri), "experiment": study.name, **done}

@@ -165,9 +165,12 @@ def _first_states(model: RISModel, data: RunData, sampler: Sampler, steps: int =
     states = []
     for step in range(steps):
         groups = sampler.rows(1, step)
-        visual = model.visual_tokens(data.features([int(g["image_id"].iloc[0]) for g in groups], device))
-        packed = model.pack(visual, [g["sentence"].tolist() for g in groups])
-        states.append(model.hidden(packed)[packed.seg_row, packed.seg_column])
+        each = sampler.config.images_per_forward or len(groups)
+        for start in range(0, len(groups), each):
+            some = groups[start : start + each]
+            visual = model.visual_tokens(data.features([int(g["image_id"].iloc[0]) for g in some], device))
+            packed = model.pack(visual, [g["sentence"].tolist() for g in some])
+            states.append(model.seg_states(model.hidden(packed), packed))
     return torch.cat(states).float()
 
 
@@ -215,8 +218,16 @@ class _Log:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if path.exists():
-            for line in path.read_text().splitlines():
-                value = json.loads(line)
+            lines = path.read_text().splitlines()
+            for number, line in enumerate(lines, 1):
+                try:
+                    value = json.loads(line)
+                except json.JSONDecodeError as error:
+                    if number == len(lines):  # cut off when the job was killed or the disk was full
+                        break
+                    raise ValueError(
+                        f"{path}, line {number} cannot be read ({error}); delete that line to go on"
+                    ) from error
                 earlier = value["stage"] < stage
                 if earlier or (value["stage"] == stage and value["step"] <= resumed and resumed > 0):
                     kept.append(line)

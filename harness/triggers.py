@@ -166,8 +166,8 @@ def report_trigger(plan: Plan, *modules: str) -> str:
 
 
 def publish_trigger(plan: Plan) -> str:
-    """The whole resolved study, as every value is mirrored, and how."""
-    return digest([plan.as_json(), code_hash("harness.tracking")])
+    """The whole resolved study, as every value is mirrored, how and where to."""
+    return digest([plan.as_json(), plan.tracking_uri, code_hash("harness.tracking")])
 
 
 def _dump(run: RunConfig) -> dict[str, Any]:

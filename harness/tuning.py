@@ -14,7 +14,7 @@ from harness.files import write_json
 from harness.held_out import held_out
 from harness.plan import Plan
 from harness.prediction import image_batches, predict_batch
-from harness.scoring.rle import overlap
+from harness.scoring.rle import overlap, without
 
 __all__ = ["held_out_giou", "tune_stage"]
 
@@ -37,11 +37,17 @@ def held_out_giou(plan: Plan, trial: RunConfig) -> tuple[float, int]:
 
 
 def _ious(data: RunData, rows: pd.DataFrame, counts: list[str]) -> list[float]:
+    """As scores are taken: pixels that the dataset does not score leave the prediction first."""
     out = []
     truths = data.annotations.loc[pd.MultiIndex.from_frame(rows[["dataset", "ann_id"]])]
+    ignored = truths.get("rle_ignored", pd.Series("", truths.index)).fillna("").tolist()
     columns = [truths[name].tolist() for name in ("rle", "height", "width")]
-    for row, ours, truth, height, width in zip(rows["sent_id"], counts, *columns, strict=True):
-        both, target, predicted = overlap(ours, truth, height, width, f"train expression {row}")
+    for row, ours, unscored, truth, height, width in zip(
+        rows["sent_id"], counts, ignored, *columns, strict=True
+    ):
+        name = f"train expression {row}"
+        ours = without(ours, unscored, height, width, name) if unscored else ours
+        both, target, predicted = overlap(ours, truth, height, width, name)
         union = target + predicted - both
         out.append(both / union if union else 1.0)
     return out

@@ -87,7 +87,8 @@ def superpixel_overlay(
         ``source``, ``count``, ``coverage`` (share of pixels in any), ``overlap`` (share of the covered
         pixels in two or more) and ``out``.
     """
-    image = read_rgb(image_path)
+    # In the stored frame where a source looks annotations up; nobody has annotated the others.
+    image = read_rgb(image_path, upright=image_id is None)
     made: SuperpixelMasks = source.generate(image, image_id=image_id)
     layers = made.masks.sum(axis=0, dtype=np.int32)
     covered = int((layers > 0).sum())

@@ -52,13 +52,20 @@ def fetch(*names: str, root: Path = Path("data"), retries: int = 2) -> None:
 
 
 @data.command
-def check(study: list[Path] | None = None, *, root: Path = Path("data"), json: bool = False) -> int:
+def check(
+    study: list[Path] | None = None,
+    *,
+    root: Path = Path("data"),
+    data_root: str | None = None,
+    json: bool = False,
+) -> int:
     """Say what is there of the raw data: files, counts of every split against the known ones, images.
 
     Args:
         study: a file of ``config/``, or several, merged onto ``config/default.yaml`` in their order: its data
             are read whole. None: only look for files below ``root``.
         root: the data root, where no study is given.
+        data_root: the data root in place of the study's, where one is given.
         json: print one JSON value.
 
     Returns:
@@ -71,9 +78,8 @@ def check(study: list[Path] | None = None, *, root: Path = Path("data"), json: b
     if study is None:
         return _report(check_sources(root, list(find_sources())), json)
     from harness.plan import Plan
-    from harness.study import read_study
 
-    plan = Plan.from_raw(read_study(study))
+    plan = Plan.named(study, data_root)
     found = dict.fromkeys(run.data for run in plan.runs.values())
     return _report([f for d in found if isinstance(d, ReferData) for f in check_data(d)], json)
 
@@ -91,9 +97,5 @@ def doctor(study: list[Path] | None = None, *, data_root: str | None = None, jso
     """
     from harness.doctor import examine
     from harness.plan import Plan
-    from harness.study import read_study
 
-    raw = read_study(study or [])
-    if data_root is not None:
-        raw["data_root"] = data_root
-    return _report(examine(Plan.from_raw(raw)), json)
+    return _report(examine(Plan.named(study, data_root)), json)

@@ -13,7 +13,11 @@ __all__ = ["efficiency"]
 
 
 def efficiency(
-    study: list[Path] | None = None, *, out: Path = Path("results/efficiency"), json: bool = False
+    study: list[Path] | None = None,
+    *,
+    out: Path = Path("results/efficiency"),
+    data_root: str | None = None,
+    json: bool = False,
 ) -> None:
     """Time every trained row of a study on this machine, as the study's own job does.
 
@@ -23,6 +27,7 @@ def efficiency(
         study: a file of ``config/``, or several, merged onto ``config/default.yaml`` in their order; its rows
             must be trained.
         out: ``DEVICE/STUDY/efficiency.{json,csv}`` and ``provenance.json`` go there.
+        data_root: folder of the raw data that it was run with, in place of the study's.
         json: print one JSON value, the timings in milliseconds.
     """
     from harness.efficiency import efficiency_stage
@@ -30,9 +35,8 @@ def efficiency(
     from harness.plan import Plan
     from harness.reporting.context import read_efficiency, write_csv
     from harness.snapshot import provenance
-    from harness.study import read_study
 
-    plan = Plan.from_raw(read_study(study or []))
+    plan = Plan.named(study, data_root)
     untrained = [run.id for run in plan.timed if not plan.weights(run.id).is_file()]
     if untrained:
         raise ValueError(

@@ -15,18 +15,20 @@ def segment(
     *,
     study: list[Path] | None = None,
     row: str = "svp",
+    data_root: str | None = None,
     out: Path = Path("segment.png"),
     json: bool = False,
 ) -> None:
     """Segment what each expression means in a photograph, with a trained row of a finished study.
 
     Args:
-        image: the photograph.
+        image: the photograph; it is turned as its EXIF orientation says.
         expressions: such as "the left cup"; several share one reading of the photograph.
         study: a file of ``config/``, or several, each after a ``--study``, merged onto
             ``config/default.yaml``; it must have been run.
         row: a row of the study by projector, ``projector.variant``, ``projector.variant.budget`` or run id;
             its first seed.
+        data_root: folder of the raw data that it was run with, in place of the study's.
         out: the picture to write, PNG; a PDF is written beside it.
         json: print one JSON value, with the masks as RLE.
     """
@@ -34,10 +36,11 @@ def segment(
     from harness.plan import Plan
     from harness.prediction import encode_mask
     from harness.segmentation import Segmenter, draw
-    from harness.study import read_study
 
-    plan = Plan.from_raw(read_study(study or []))
-    pixels = read_rgb(image)
+    if not image.is_file():
+        raise ValueError(f"there is no photograph {image}")
+    plan = Plan.named(study, data_root)
+    pixels = read_rgb(image, upright=True)
     found = Segmenter(plan, plan.run_named(row))(pixels, expressions)
     paths = draw(pixels, expressions, found, out)
     told = [

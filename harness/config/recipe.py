@@ -95,6 +95,10 @@ class ProtocolConfig(Strict):
     ``end_of_answer`` is off: a model of width 96 that must say EOS at ``[SEG]`` has no room left there
     for what ``[SEG]`` means.
 
+    ``seg_state``: the mask decoder is prompted by the last hidden state ``at`` ``[SEG]``, or by the one
+    ``before`` it, which says ``[SEG]``: GLaMM and LISA shift their mask of ids by one (``GLaMM.py``,
+    ``_create_seg_token_mask``; ``LISA.py``, ``model_forward``), and their heads were trained on that state.
+
     ``name``: ``full`` scores every expression once; ``glamm-3sent`` at most three an image, drawn by
     ``sample_seed``, as GLaMM's evaluation does unseeded. ``decode``: ``forced`` puts the answer into the
     input, as LISA's and GLaMM's evaluations do; ``generate`` lets the model speak, at most
@@ -110,6 +114,7 @@ class ProtocolConfig(Strict):
     answer: str | Annotated[tuple[str, ...], Field(min_length=1)] = "[SEG]"
     lower_case: bool = True
     end_of_answer: bool = True
+    seg_state: Literal["at", "before"] = "at"
     threshold: float = 0.0
 
     @property

@@ -19,27 +19,36 @@ __all__ = [
     "ReferSet",
     "SyntheticData",
     "expand_root",
+    "expand_source",
 ]
 
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 def expand_root(root: str) -> Path:
-    """``root`` with each ``${NAME}`` replaced by that environment variable.
+    """``root`` with each ``${NAME}`` or ``$NAME`` replaced by that environment variable, and ``~``.
 
     Raises:
         ValueError: a variable is unset; the message names it.
     """
 
     def value(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
+        name = match[1] or match[2]
+        found = os.environ.get(name)
         if not found:
-            raise ValueError(
-                f"data root {root} needs the environment variable {match[1]}; set it to the folder"
-            )
+            raise ValueError(f"{root} needs the environment variable {name}; set it to the folder")
         return found
 
     return Path(_VARIABLE.sub(value, root)).expanduser()
+
+
+def expand_source(source: str) -> str:
+    """Where weights lie: a path as :func:`expand_root` has it, a name of the Hugging Face hub as it stands.
+
+    Raises:
+        ValueError: a variable is unset; the message names it.
+    """
+    return str(expand_root(source)) if source.startswith("~") or "$" in source else source
 
 
 SYNTHETIC_DATASETS = ("synthref", "synthref+", "synthrefg")

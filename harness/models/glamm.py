@@ -44,12 +44,11 @@ _LEFT_ENDINGS = {
     ".rotary_emb.inv_freq": "computed, not learnt",
     "num_batches_tracked": "computed, not learnt",
 }
-_START = [
-    f"{part}.{layer}.{kind}"
-    for part in ("seg_head", "projector")
-    for layer in (0, 2)
-    for kind in ("weight", "bias")
-]
+_KINDS = ("weight", "bias")
+_SEG_HEAD = [f"seg_head.{layer}.{kind}" for layer in (0, 2) for kind in _KINDS]
+# GLaMM has LLaVA-1.5's two layers between encoder and language model, LISA the one of the first LLaVA.
+_MLP = [f"projector.{layer}.{kind}" for layer in (0, 2) for kind in _KINDS]
+_LINEAR = [f"projector.{kind}" for kind in _KINDS]
 _LANGUAGE_OPTIONS = (
     "vocab_size",
     "hidden_size",
@@ -131,13 +130,13 @@ def _reason(key: str) -> str | None:
 
 
 def _expected(config: LlamaConfig, sam: Sam) -> dict[str, dict[str, list[int] | None]]:
-    """Names and shapes of every part; ``None`` where the checkpoint decides."""
+    """Names and shapes of every part, of the projector in both forms; ``None``: the checkpoint decides."""
     with torch.device("meta"):
         language = LlamaForCausalLM(config)
     return {
         "language": {k: list(v.shape) for k, v in language.state_dict().items()},
         "sam": {k: list(v.shape) for k, v in sam.state_dict().items()},
-        "start": dict.fromkeys(_START),
+        "start": dict.fromkeys([*_SEG_HEAD, *_MLP, *_LINEAR]),
     }
 
 
@@ -163,6 +162,9 @@ def convert_checkpoint(source: Path, out: Path, sam: Sam) -> Report:
     for shard in _shards(source):
         for key, tensor in shard.items():
             _sort_in(key, tensor, expected, found, report)
+    for name in _MLP if any(name in found["start"] for name in _LINEAR) else _LINEAR:
+        if name not in found["start"]:
+            del expected["start"][name]
     report.missing = [f"{p}:{n}" for p, names in expected.items() for n in names if n not in found[p]]
     write_json(out / "report.json", report.as_json())
     wrong = [*report.unknown, *report.missing, *report.mismatched]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -115,6 +115,7 @@ class Template:
         answers: texts holding ``[SEG]``.
         lower_case: expressions are lower-cased.
         end_of_answer: EOS follows the answer.
+        seg_state: which state prompts the mask decoder: that ``at`` ``[SEG]``, or that ``before`` it.
     """
 
     before: tuple[int, ...]
@@ -123,6 +124,7 @@ class Template:
     answers: tuple[str, ...]
     lower_case: bool
     end_of_answer: bool = True
+    seg_state: Literal["at", "before"] = "at"
 
     @classmethod
     def parse(cls, protocol: ProtocolConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -155,6 +157,7 @@ class Template:
             protocol.answers,
             protocol.lower_case,
             protocol.end_of_answer,
+            protocol.seg_state,
         )
 
     @cached_property

@@ -288,10 +288,15 @@ class RISModel(nn.Module):
         """Visual tokens averaged over the language model's layers, of ``count`` at its input."""
         return layer_mean(self.projector.llm_hook(), count, self.language.config.num_hidden_layers)
 
+    def seg_states(self, hidden: Tensor, packed: PackedBatch) -> Tensor:
+        """``[m, H]`` states that prompt the mask decoder: at each ``[SEG]``, or the one before, as asked."""
+        shift = 1 if self.template.seg_state == "before" else 0
+        return hidden[packed.seg_row, packed.seg_column - shift]
+
     @_in_compute_dtype
     def seg_prompts(self, hidden: Tensor, packed: PackedBatch) -> Tensor:
-        """``[m, 1, C]`` sparse prompts from the hidden state at each ``[SEG]``."""
-        return self.seg_head(hidden[packed.seg_row, packed.seg_column])[:, None]
+        """``[m, 1, C]`` sparse prompts from :meth:`seg_states`."""
+        return self.seg_head(self.seg_states(hidden, packed))[:, None]
 
     @_in_compute_dtype
     def mask_logits(self, prompts: Tensor, image_embeddings: Tensor) -> Tensor:
@@ -345,8 +350,8 @@ class RISModel(nn.Module):
         head = self.language.get_output_embeddings()
         scores = head(hidden[packed.target_row, packed.target_column])
         ce = F.cross_entropy(scores.float(), packed.target_ids)
-        states = hidden[packed.seg_row, packed.seg_column]
-        caption = captions.loss(head(states)) if captions else None
+        caption = captions.loss(head(hidden[packed.seg_row, packed.seg_column])) if captions else None
+        states = self.seg_states(hidden, packed)
         pairs = zip(expressions, asked, strict=True)
         kinds = [kind for said, rest in pairs for kind in [True] * len(said) + [False] * len(rest)]
         meant = torch.tensor(kinds, device=states.device)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import resize, to_pil_image
 
 from harness.files import read_json, sha256_file, write_json
+from harness.precision import without_autocast
 from harness.tensors import load_tensors, save_tensors
 
 __all__ = [
@@ -188,9 +189,11 @@ def decode_masks(
         logits ``[m, 1, 3 or 4, 4h, 4w]`` and predicted IoU ``[m, 1, 3 or 4]``.
     """
     no_mask = sam.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+    with without_autocast(image_embeddings):  # else neighbouring cells get each other's phases
+        positions = sam.prompt_encoder.get_dense_pe()
     logits, quality = sam.mask_decoder.predict_masks(
         image_embeddings=torch.zeros_like(image_embeddings[:1]),
-        image_pe=sam.prompt_encoder.get_dense_pe().to(image_embeddings.dtype),
+        image_pe=positions.to(image_embeddings.dtype),
         sparse_prompt_embeddings=prompts,
         dense_prompt_embeddings=image_embeddings + no_mask,
     )

@@ -17,6 +17,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from harness.config import VisionConfig
 from harness.models.encoder_hooks import hooked_blocks
 from harness.models.loading import load_strictly
+from harness.precision import without_autocast
 from harness.projector import EncoderHook, ImageFeatures
 
 __all__ = ["VisionEncoder", "load_vision"]
@@ -189,9 +190,10 @@ class VisionEncoder(nn.Module):
 
 def _class_attention(query: Tensor, key: Tensor, heads: int) -> Tensor:
     """``[b, t]`` of the first of ``t`` tokens to all, summed over heads, from ``[b, t, d]`` each."""
-    q = query[:, :1].unflatten(-1, (heads, -1)).transpose(1, 2)
-    k = key.unflatten(-1, (heads, -1)).transpose(1, 2)
-    weights = (q @ k.transpose(2, 3) / k.shape[-1] ** 0.5).softmax(-1)
+    q = query[:, :1].float().unflatten(-1, (heads, -1)).transpose(1, 2)
+    k = key.float().unflatten(-1, (heads, -1)).transpose(1, 2)
+    with without_autocast(k):  # else near scores tie, and which patches are kept goes by their order
+        weights = (q @ k.transpose(2, 3) / k.shape[-1] ** 0.5).softmax(-1)
     return weights.sum(1)[:, 0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from harness.data.sources import EXPECTED
 from harness.reporting.context import read_csv
 from harness.reporting.published import read_published
 
-__all__ = ["published_protocols", "verify_counts", "verify_scores"]
+__all__ = ["nearest_rows", "published_protocols", "verify_counts", "verify_scores"]
 
 _PROTOCOL_COLUMNS = ["method", "protocol", "source"]
 
@@ -32,7 +33,12 @@ def published_protocols(folder: Path | str) -> pd.DataFrame:
 
 
 def verify_scores(
-    tables: Path | str, published: Path | str, *, tolerance: float, methods: tuple[str, ...] = ()
+    tables: Path | str,
+    published: Path | str,
+    *,
+    tolerance: float,
+    methods: tuple[str, ...] = (),
+    projectors: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Every published value of the splits at hand beside ours, under the protocol it was published under.
 
@@ -41,6 +47,7 @@ def verify_scores(
         published: ``results/published``.
         tolerance: most that the two may be apart, as a fraction.
         methods: only these, as named in the published files; none: all.
+        projectors: only rows of these (a control meets nothing); ``None``: all.
 
     Returns:
         A dict a row of ours and published value; ``met`` is ``None`` where the method's protocol is
@@ -50,6 +57,8 @@ def verify_scores(
         ValueError: a table is missing, or a method is not among the published.
     """
     ours = read_csv(Path(tables) / "protocols.csv")
+    if projectors is not None:
+        ours = ours[ours["projector"].isin(list(projectors))]
     known = read_published(published)
     known = known[known["value"].notna()].merge(published_protocols(published), how="left", on="method")
     unknown = set(methods) - set(known["method"])
@@ -79,6 +88,16 @@ def verify_scores(
                 }
             )  # fmt: skip
     return out
+
+
+def nearest_rows(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each published value the row of ours that comes nearest, from :func:`verify_scores`."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for score in scores:
+        value = tuple(score[name] for name in ("method", "dataset", "split", "metric"))
+        if value not in found or abs(score["difference"]) < abs(found[value]["difference"]):
+            found[value] = score
+    return list(found.values())
 
 
 def verify_counts(summary: dict[str, Any], split_by: dict[str, str]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What cannot be run is refused by name, before anything runs."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -137,15 +138,49 @@ def test_what_a_projector_refuses_is_found_before_it_is_trained():
 
 def test_a_width_is_read_from_the_weights_where_they_are(tmp_path):
     pytest.importorskip("torch")
-    from harness.refusals import refusals
+    from harness.refusals import refusals, unasked_rows
 
     rows = [{"name": "svp", "config": {"ssa_heads": 7}}]
     changes = {"models.vision.source": str(tmp_path), "models.start": None}
     raw = {**merged(), "rows": rows, "set": {**changes, "models.vision.kind": "clip"}}
-    assert refusals(Plan.from_raw(raw, ROOT)) == {}  # not known yet
+    plan = Plan.from_raw(raw, ROOT)
+    assert refusals(plan) == {} and unasked_rows(plan) == ["svp.base.auto"]  # not known yet
     for width, refused in ((98, False), (96, True)):
-        (tmp_path / "config.json").write_text(f'{{"vision_config": {{"hidden_size": {width}}}}}')
-        assert bool(refusals(Plan.from_raw(raw, ROOT))) == refused
+        config = {"model_type": "clip", "vision_config": {"hidden_size": width, "num_attention_heads": 2}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        plan = Plan.from_raw(raw, ROOT)
+        assert bool(refusals(plan)) == refused and not unasked_rows(plan)
+
+
+def test_the_width_of_a_language_model_inside_a_llava_is_read(tmp_path):
+    pytest.importorskip("torch")
+    from harness.refusals import unasked_rows
+
+    text = {"model_type": "llama", "hidden_size": 48, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text}))
+    raw = {**merged(), "set": {"models.language.source": str(tmp_path), "models.start": None}}
+    assert not unasked_rows(Plan.from_raw(raw, ROOT))
+    # One that its own class refuses is not known either; what loads it says what is wrong with it.
+    text["num_attention_heads"] = 7
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text}))
+    assert unasked_rows(Plan.from_raw(raw, ROOT))
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("size: llava7b\n", "no part is made for 'llava7b'.*paper, small, tiny"),
+        ("size: papr\n", "did you mean 'paper'"),
+        ("", "'tiny' has thresholds for a tiny SAM, and this one is vit_h; set size: paper or small"),
+    ],
+)
+def test_models_of_ones_own_take_no_thresholds_of_the_tiny_ones(tmp_path, part, message):
+    paper = (ROOT / "config/parts/models/paper.yaml").read_text()
+    assert "size: paper\n" in paper
+    (tmp_path / "mine.yaml").write_text(paper.replace("size: paper\n", part))
+    raw = {**merged(ROOT / "config/paper.yaml"), "models": str(tmp_path / "mine.yaml")}
+    with pytest.raises(ConfigError, match=message):
+        resolve_study(load_study(raw), ROOT)
 
 
 def test_real_data_are_missed_by_name(tmp_path):

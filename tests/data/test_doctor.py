@@ -76,6 +76,31 @@ def test_weights_that_are_not_there_are_missing_and_local_ones_are_found(tmp_pat
     assert found["sam"].status == "wrong" and "another sha256" in found["sam"].check
 
 
+def test_weights_are_looked_for_where_the_jobs_look(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LLMS", str(tmp_path / "llms"))
+    (tmp_path / "llms" / "mine").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "llms" / "mine" / name).touch()
+    (tmp_path / "sam.pth").write_bytes(b"weights")
+    changes = {
+        "models.language.source": "$LLMS/mine",
+        "models.sam.source": "~/sam.pth",
+        "models.start": "${LLMS}/start.safetensors",
+    }
+    plan = planned(set=changes, results=str(tmp_path / "results"))
+    found = {f.check.split(":")[0]: f for f in examine(plan)}
+    assert found["language"].status == found["sam"].status == "ok"
+    assert found["start"].status == "missing" and "svp weights convert" in found["start"].mend
+    run = plan.trained[0]
+    assert plan.model_source(run, "language") == str(tmp_path / "llms/mine")
+    assert plan.model_source(run, "sam") == str(tmp_path / "sam.pth")
+    assert plan.start_file(run) == tmp_path / "llms/start.safetensors"
+    monkeypatch.delenv("LLMS")
+    found = {f.check.split(":")[0]: f for f in examine(planned(set=changes, results=str(tmp_path)))}
+    assert found["language"].status == "missing" and "variable LLMS" in found["language"].check
+
+
 def test_attention_disk_and_tracker_are_looked_at(tmp_path, monkeypatch):
     installed = importlib.util.find_spec
     monkeypatch.setattr(

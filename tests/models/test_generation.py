@@ -41,9 +41,11 @@ def speak(model, monkeypatch, *scripts, max_new_tokens=8):
     return *generate_prompts(model, visual, EXPRESSIONS, max_new_tokens), head.calls
 
 
+@pytest.mark.parametrize("seg_state", ["at", "before"])
 @pytest.mark.parametrize("answer", ["[SEG]", "the cup is [SEG]"])
-def test_the_same_words_give_the_forced_answers_prompts(model, monkeypatch, answer):
-    model.template = Template.parse(ProtocolConfig(answer=answer), model.template.tokenizer)
+def test_the_same_words_give_the_forced_answers_prompts(model, monkeypatch, answer, seg_state):
+    protocol = ProtocolConfig(answer=answer, seg_state=seg_state)
+    model.template = Template.parse(protocol, model.template.tokenizer)
     image, _ = features(3)
     packed = model.pack(model.visual_tokens(image), EXPRESSIONS)
     forced = model.seg_prompts(model.hidden(packed), packed)
@@ -91,3 +93,30 @@ def test_generated_masks_are_the_forced_ones_and_empty_where_seg_is_not_said(mod
     for i, (mask, size) in enumerate(zip(said, sizes, strict=True)):
         assert mask.shape == size
         assert (mask == forced[i]).mean() > 0.99 if emitted[i] else not mask.any()
+
+
+def test_the_state_before_seg_is_that_of_glamm_and_lisa(model):
+    """Their mask of ids is shifted by one; the ids of a conversation say which state that is."""
+    image, sam = features(1)
+    expression = EXPRESSIONS[0][0]
+    found = {}
+    for seg_state in ("at", "before"):
+        protocol = ProtocolConfig(answer="the cup is [SEG]", seg_state=seg_state)
+        model.template = Template.parse(protocol, model.template.tokenizer)
+        visual = model.visual_tokens(image)
+        packed = model.pack(visual, [[expression]])
+        hidden = model.hidden(packed)
+        found[seg_state] = model.seg_prompts(hidden, packed)[:, 0]
+        ids = [
+            *model.template.before,
+            *[-200] * int(visual.lengths[0]),
+            *model.template.encode(expression)[0],
+        ]
+        seg = ids.index(model.seg_id)
+        shifted = [token == model.seg_id for token in ids[1:]] + [False]  # as both repositories index
+        assert shifted.index(True) == seg - 1
+        column = seg if seg_state == "at" else shifted.index(True)
+        torch.testing.assert_close(found[seg_state], model.seg_head(hidden[:, column]))
+        forced = model(image, [[expression]], sam)
+        torch.testing.assert_close(forced.logits, model.mask_logits(found[seg_state][:, None], sam))
+    assert not torch.allclose(found["at"], found["before"])

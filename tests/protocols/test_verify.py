@@ -7,7 +7,7 @@ import pytest
 
 from harness.reporting.published import PUBLISHED_COLUMNS, read_published
 from harness.scoring.protocols import PROTOCOL_COLUMNS
-from harness.scoring.verify import published_protocols, verify_counts, verify_scores
+from harness.scoring.verify import nearest_rows, published_protocols, verify_counts, verify_scores
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 
@@ -54,6 +54,20 @@ def test_values_are_held_against_ours_under_their_own_protocol(folders):
     assert found["C"]["met"] is None and found["C"]["published_protocol"] == "unknown"
     strict = {row["method"]: row["met"] for row in verify_scores(tables, published, tolerance=0.001)}
     assert strict == {"A": False, "B": False, "C": None}
+
+
+def test_a_control_meets_nothing_and_of_each_value_the_nearest_row_is_told(folders):
+    tables, published = folders
+    ours = pd.read_csv(tables / "protocols.csv")
+    others = [ours.assign(projector=name, ciou=ours["ciou"] + more) for name, more in
+              (("random_keep", 0.005), ("svp", -0.1))]  # fmt: skip
+    pd.concat([ours, *others]).to_csv(tables / "protocols.csv", index=False)
+    rows = verify_scores(tables, published, tolerance=0.001, projectors=["mlp", "svp"])
+    assert {row["projector"] for row in rows} == {"mlp", "svp"}
+    near = {row["method"]: (row["projector"], row["met"]) for row in nearest_rows(rows)}
+    assert near == {"A": ("mlp", False), "B": ("mlp", False), "C": ("mlp", None)}
+    near = {row["method"]: row for row in nearest_rows(verify_scores(tables, published, tolerance=0.001))}
+    assert near["A"]["projector"] == "random_keep" and near["A"]["met"]
 
 
 def test_a_protocol_that_was_not_run_claims_nothing(folders):

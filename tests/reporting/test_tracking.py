@@ -134,6 +134,30 @@ def test_two_writers_on_a_fresh_store(finished, tmp_path):
     assert sorted(d["created"] for d in done) == [0, 5]
 
 
+def test_what_others_publish_to_the_same_server_is_not_replaced(finished, tmp_path):
+    mine, theirs = (copy_of(finished, tmp_path / name) for name in ("mine", "theirs"))
+    log = theirs / "runs/pool.base.36.s1/log.jsonl"
+    log.write_text(json.dumps({"stage": 2, "step": 999, "loss": 0.1}) + "\n")
+    uri = f"sqlite:///{tmp_path / 'team.db'}"
+    first = publish(mine, uri)
+    second = publish(theirs, uri)
+    assert (second["created"], second["replaced"], second["unchanged"]) == (1, 0, 4)
+    assert publish(mine, uri)["runs"] == first["runs"]
+    log.write_text(json.dumps({"stage": 2, "step": 999, "loss": 0.2}) + "\n")
+    third = publish(theirs, uri)
+    assert (third["created"], third["replaced"], third["unchanged"]) == (0, 1, 4)
+    assert publish(mine, uri)["unchanged"] == 5
+
+
+def test_a_password_in_the_servers_address_is_not_published(finished, tmp_path):
+    study = copy_of(finished, tmp_path)
+    config = json.loads((study / "config.json").read_text())
+    config["study"]["tracking_uri"] = "https://me:hunter2@team.example/mlflow"
+    (study / "config.json").write_text(json.dumps(config))
+    params = next(r for r in read_study(study) if r.key == "study").params
+    assert params["study.tracking_uri"] == "https://team.example/mlflow"
+
+
 def test_a_file_store_is_refused_and_secrets_are_not_kept(finished, tmp_path):
     study = copy_of(finished, tmp_path)
     with pytest.raises(ValueError, match="must be sqlite"):

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from harness.assembly import RunData
 from harness.prediction import encode_mask
+from harness.tuning import _ious
 
 
 def resized(made, masks):
@@ -41,3 +43,28 @@ def test_a_mask_fills_its_photographs_part_of_sams_square_and_the_rest_is_paddin
     assert np.array_equal(target.numpy(), expected)
     assert np.array_equal(valid.numpy(), inside)
     assert data.targets(rows.iloc[2:], 96)[1] is None
+
+
+def test_pixels_that_are_not_scored_are_not_learnt_nor_searched_by(study):
+    made = study(changes={"data.seed": 42})
+    made.features()
+    rng = np.random.default_rng(1)
+    wide, square = (rng.random(size) > 0.5 for size in ((48, 96), (96, 96)))
+    unscored = np.zeros((48, 96), np.uint8)
+    unscored[:, 60:] = 1
+    wide[:, 60:] = False
+    data, rows = resized(made, (wide, square))
+    path = made.plan.prepared_dir(made.run) / "annotations.parquet"
+    table = pd.read_parquet(path)
+    table["rle_ignored"] = ""
+    table.loc[table["image_id"] == rows.iloc[0]["image_id"], "rle_ignored"] = encode_mask(unscored)
+    table.to_parquet(path, index=False)
+    data = RunData(made.plan, made.run)
+    _, valid = data.targets(rows, 96)
+    inside = np.zeros((2, 96, 96), bool)
+    inside[0, :48, :60], inside[1] = True, True
+    assert np.array_equal(valid.numpy(), inside)
+    # A prediction of everything: what is not scored is no mistake of the first.
+    everything = [encode_mask(np.ones(mask.shape, np.uint8)) for mask in (wide, square)]
+    ours = _ious(data, rows, everything)
+    assert ours == pytest.approx([wide.sum() / (48 * 60), square.mean()])

@@ -52,6 +52,23 @@ def test_lisas_name_for_sam_is_known(original, tmp_path):
     assert not report.missing and (tmp_path / "sam.safetensors").exists()
 
 
+def test_lisas_one_linear_layer_is_its_projector(original, tmp_path):
+    folder, state = original
+    lisa = {k: v for k, v in state.items() if "mm_projector" not in k}
+    lisa |= {
+        "model.mm_projector.weight": torch.randn(WIDTH, 24),
+        "model.mm_projector.bias": torch.ones(WIDTH),
+    }
+    report = converted((folder, lisa), tmp_path)
+    assert not report.missing and not report.unknown
+    start = load_tensors(tmp_path / "start.safetensors", "")
+    assert torch.equal(start["projector.weight"], lisa["model.mm_projector.weight"])
+    assert {name for name in start if name.startswith("projector")} == {"projector.weight", "projector.bias"}
+    del lisa["model.mm_projector.bias"]
+    with pytest.raises(ValueError, match=r"1 missing.*start:projector.bias"):
+        converted((folder, lisa), tmp_path / "half")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -90,6 +90,14 @@ def test_any_photograph_is_answered_at_its_own_size(finished, tmp_path, capsys):
     assert [m["expression"] for m in told["masks"]] == ["the left cup", "red star"]
     assert all(m["rle"]["size"] == [65, 136] for m in told["masks"]) and told["visual_tokens"] >= 1
     assert Image.open(tmp_path / "out.png").size[0] > 500 and (tmp_path / "out.pdf").is_file()
+    photo = Image.open(tmp_path / "photo.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # held upright: to be turned by a quarter when it is shown
+    photo.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=turned)
+    app([command[0], str(tmp_path / "turned.png"), *asked[2:], "--json"])
+    assert json.loads(capsys.readouterr().out)["masks"] == told["masks"]
+    with pytest.raises(ValueError, match="there is no photograph .*gone.jpg"):
+        app([command[0], str(tmp_path / "gone.jpg"), *asked[2:]])
     with pytest.raises(ConfigError, match="no row 'spv'; did you mean 'svp'"):
         app([*asked, "--row", "spv"])
     with pytest.raises(ValueError, match="text_blind.* is a control"):

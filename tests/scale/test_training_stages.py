@@ -151,3 +151,19 @@ def test_a_step_of_m3_is_the_mean_of_a_step_at_each_of_its_budgets(prepared, mon
     for name, gradient in together.items():
         mean = torch.stack([found[name] for _, found in alone]).mean(0)
         torch.testing.assert_close(gradient, mean, atol=1e-6, rtol=1e-4)
+
+
+def test_the_states_that_fit_the_seg_head_are_read_a_few_images_at_a_time(prepared, monkeypatch):
+    this = prepared({"models.start": None, "training.images_per_step": 6})
+    data, model = RunData(this.plan, this.run), built(this)
+    passes, visual_tokens = [], model.visual_tokens
+    monkeypatch.setattr(
+        model, "visual_tokens", lambda image: passes.append(len(image.patches)) or visual_tokens(image)
+    )
+    found = []
+    for most in (None, 2):
+        config = this.run.training.model_copy(update={"images_per_forward": most})
+        with torch.no_grad():
+            found.append(training._first_states(model, data, Sampler(data.expressions, config, 0), steps=2))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+    assert passes == [6] * 2 + [2] * 6

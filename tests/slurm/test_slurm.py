@@ -27,6 +27,48 @@ def test_the_profile_polls_with_squeue_and_keeps_retries_to_itself():
     assert not (ROOT / "workflow" / "profiles").exists() and not (ROOT / "profiles").exists()
 
 
+def profile_with(monkeypatch, **variables):
+    yte = pytest.importorskip("yte")  # what Snakemake reads a profile with
+    for name in ("PARTITION", "GPU_PARTITION", "ACCOUNT", "TRAIN_HOURS"):
+        monkeypatch.delenv(f"SVP_SLURM_{name}", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return yte.process_yaml(PROFILE.read_text())
+
+
+def test_jobs_that_run_models_can_have_a_partition_of_their_own(monkeypatch):
+    one = profile_with(monkeypatch, SVP_SLURM_PARTITION="all")
+    assert one["default-resources"]["slurm_partition"] == "all"
+    assert one["set-resources"] == {"efficiency": {"slurm_extra": "'--exclusive'"}}
+    two = profile_with(monkeypatch, SVP_SLURM_PARTITION="all", SVP_SLURM_GPU_PARTITION="a100")
+    moved = {rule for rule, given in two["set-resources"].items() if given.get("slurm_partition") == "a100"}
+    texts = [path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk")]
+    assert two["default-resources"]["slurm_partition"] == "all"
+    with_gpus = {
+        name
+        for text in texts
+        if re.search(r"^ +gpu=", text, re.M)
+        for first, last in re.findall(r"^(?:use )?rule (\w+)(?: as (\w+))?", text, re.M)
+        for name in [last or first]
+    }
+    assert moved == with_gpus
+    assert two["set-resources"]["efficiency"]["slurm_extra"] == "'--exclusive'"
+
+
+def test_training_can_be_given_the_clusters_time_limit(monkeypatch):
+    told = profile_with(monkeypatch, SVP_SLURM_TRAIN_HOURS="24")["set-resources"]
+    assert told == {
+        "efficiency": {"slurm_extra": "'--exclusive'"},
+        "train_stage1": {"runtime": 1440},
+        "train_stage2": {"runtime": 1440},
+    }
+    both = profile_with(monkeypatch, SVP_SLURM_TRAIN_HOURS="0.5", SVP_SLURM_GPU_PARTITION="g")[
+        "set-resources"
+    ]
+    assert both["train_stage1"] == {"runtime": 30, "slurm_partition": "g"}
+    assert both["features"] == {"slurm_partition": "g"}
+
+
 def test_every_rule_asks_slurm_for_memory_time_and_cpus():
     for rules in (ROOT / "workflow" / "rules").glob("*.smk"):
         text = rules.read_text()

@@ -139,6 +139,18 @@ def test_the_log_drops_what_a_resumed_run_will_write_again(tmp_path):
     assert read[-1] == {"stage": 2, "step": 40, "event": "resumed"}
 
 
+def test_a_log_whose_last_line_was_cut_off_is_gone_on_with(tmp_path):
+    path = tmp_path / "log.jsonl"
+    whole = [json.dumps({"stage": 1, "step": step, "loss": 1.0}) + "\n" for step in (20, 40, 60)]
+    path.write_text("".join(whole)[:-15])  # a full disk
+    _Log(path, 1, 40).write({"step": 60})
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == [20, 40, 40, 60]  # the third line tells of the resumption
+    path.write_text(whole[0] + whole[1][:10] + "\n" + whole[2])
+    with pytest.raises(ValueError, match=r"log.jsonl, line 2 cannot be read .*; delete that line to go on"):
+        _Log(path, 1, 60)
+
+
 def test_seeds_come_from_names_and_leave_the_global_state_alone():
     # printf 'order/0/1/7' | sha256sum: the first 8 bytes, less the lowest bit
     assert seed_of("order", 0, 1, 7) == 0x2E22BB2C87CA2AF5 >> 1

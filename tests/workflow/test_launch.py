@@ -123,7 +123,7 @@ def ended(monkeypatch, tmp_path):
             return subprocess.CompletedProcess(command, status)
 
         monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(launch, "_STARTED", tmp_path / ".snakemake/svp-run.json")
+        monkeypatch.setattr(launch, "LOCK_HOLDER", tmp_path / ".snakemake/svp-run.json")
         monkeypatch.setattr(launch.subprocess, "run", called)
         monkeypatch.setattr(Plan, "study_dir", tmp_path)
         monkeypatch.setattr(launch, "_check_rows", lambda _: None)
@@ -196,7 +196,7 @@ def test_jobs_of_one_machine_share_its_gpus(monkeypatch, tmp_path, study, gpus, 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(devices, "usable_gpus", lambda: gpus)
     monkeypatch.setattr(launch.subprocess, "run", snakemake)
-    monkeypatch.setattr(launch, "_STARTED", tmp_path / "svp-run.json")
+    monkeypatch.setattr(launch, "LOCK_HOLDER", tmp_path / "svp-run.json")
     monkeypatch.setattr(Plan, "check_inputs", lambda _: None)
     for name in ("_check_rows", "lift_lock", "_add_minutes"):
         monkeypatch.setattr(launch, name, lambda *_: 0.0)
