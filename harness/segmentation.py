@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from harness.assembly import finished_model, image_features
@@ -23,6 +24,9 @@ from harness.superpixel_store import mask_geometry, on_grid, stood_in
 from harness.superpixels import SuperpixelMasks
 
 __all__ = ["Segmentation", "Segmenter", "draw"]
+
+# SAM's own resolution. A telephone's photograph has sixteen times the pixels, in the mask of each candidate.
+_LONGEST = 1024
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Segmenter:
         if not expressions:
             raise ValueError("there is no expression to segment")
         read = {item: encode(image)[None].float() for item, encode in self._encoders.items()}
-        made, grid = self._superpixels(image, read["sam"][0]), self.run.models.vision.grid
+        made, grid = self._superpixels(_shrunk(image), read["sam"][0]), self.run.models.vision.grid
         pixels = None if made is None else on_grid([mask_geometry(made.masks, grid)]).to(self.device)
         masks, tokens, emitted = predict_masks(
             self._model,
@@ -89,13 +93,31 @@ class Segmenter:
             [(image.shape[0], image.shape[1])],
             self.run.protocol,
         )
-        return Segmentation(masks[0], emitted, tokens[0], None if made is None else made.masks)
+        drawn = None if made is None else _stretched(made.masks, image.shape[0], image.shape[1])
+        return Segmentation(masks[0], emitted, tokens[0], drawn)
 
     def _superpixels(self, image: np.ndarray, embedding: Tensor) -> SuperpixelMasks | None:
         if self._source is None:
             return None
         given = embedding.cpu() if self._source.needs_sam else None
         return stood_in(self._source.generate(image, sam_embedding=given))
+
+
+def _shrunk(image: np.ndarray) -> np.ndarray:
+    """The image with at most ``_LONGEST`` pixels a side."""
+    height, width = image.shape[:2]
+    share = _LONGEST / max(height, width)
+    if share >= 1:
+        return image
+    size = max(1, round(share * width)), max(1, round(share * height))
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+def _stretched(masks: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Masks ``[K, h, w]`` at ``[K, height, width]``, each pixel from the nearest."""
+    _, h, w = masks.shape
+    rows, columns = np.arange(height) * h // height, np.arange(width) * w // width
+    return masks[:, rows[:, None], columns]
 
 
 def draw(image: np.ndarray, expressions: Sequence[str], found: Segmentation, out: Path) -> list[Path]:

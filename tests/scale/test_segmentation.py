@@ -105,3 +105,20 @@ def test_any_photograph_is_answered_at_its_own_size(finished, tmp_path, capsys):
     finished.plan.weights(finished.plan.run_named("mlp").id).unlink()
     with pytest.raises(ValueError, match=r"mlp.* is not trained: .* run the study first"):
         app([*asked, "--row", "mlp"])
+
+
+def test_superpixels_of_a_large_photograph_are_made_from_a_small_copy(finished, monkeypatch):
+    rng = np.random.default_rng(0)
+    photograph = np.kron(rng.integers(0, 256, (5, 8, 3)), np.ones((12, 17, 1))).astype(np.uint8)  # 60 x 136
+    segment = Segmenter(finished.plan, finished.plan.run_named("svp"))
+    made, generate = [], segment._source.generate
+    monkeypatch.setattr(
+        segment._source, "generate", lambda image, **given: made.append(generate(image, **given)) or made[-1]
+    )
+    whole = segment(photograph, ["the left cup"])
+    assert made[0].masks.shape[1:] == (60, 136) and np.array_equal(whole.superpixels, made[0].masks)
+    monkeypatch.setattr("harness.segmentation._LONGEST", 68)
+    small = segment(photograph, ["the left cup"])
+    assert made[1].masks.shape[1:] == (30, 68) and small.masks.shape == (1, 60, 136)
+    assert small.superpixels.shape == (len(made[1].masks), 60, 136)
+    assert np.array_equal(small.superpixels[:, ::2, ::2], made[1].masks)
