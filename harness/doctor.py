@@ -13,12 +13,13 @@ from pathlib import Path
 
 from harness.config import LanguageConfig, RunConfig
 from harness.data.check import Finding, check_data
-from harness.data.options import ReferData, expand_source
+from harness.data.options import ReferData
 from harness.estimates import feature_bytes, memory_estimate, weight_bytes
 from harness.files import sha256_file
-from harness.keys import PARTS, is_pretrained
+from harness.keys import PARTS, is_pretrained, source_of
 from harness.plan import Plan
 from harness.refusals import refusals, unasked_rows
+from harness.weight_sources import expand_source
 
 __all__ = ["examine"]
 
@@ -63,7 +64,7 @@ def _weights(run: RunConfig) -> Iterator[Finding]:
         "start": "svp weights convert writes it",
     }
     for part in PARTS:
-        source = run.models.start if part == "start" else getattr(run.models, part).source
+        source = source_of(run, part)
         if source is None:
             continue
         if is_pretrained(run, part):
@@ -71,9 +72,9 @@ def _weights(run: RunConfig) -> Iterator[Finding]:
             continue
         mend = mends.get(part, f"hf download {source} (where there is a network)")
         try:
-            expanded = expand_source(source)
+            expanded = expand_source(source, part)
         except ValueError as error:
-            yield Finding(f"{part}: {error}", "missing", mend)
+            yield Finding(f"{part}: {error.__cause__}", "missing", mend)
             continue
         if part in mends:
             yield _weight_file(part, Path(expanded), run.models.sam.sha256 if part == "sam" else None, mend)

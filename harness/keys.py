@@ -16,7 +16,7 @@ from harness.config import FEATURE_ITEMS, RunConfig
 from harness.data.options import SyntheticData
 from harness.files import digest
 
-__all__ = ["PARTS", "Keys", "SharedStage", "is_pretrained", "part_of", "pretrained"]
+__all__ = ["PARTS", "Keys", "SharedStage", "is_pretrained", "part_of", "pretrained", "source_of"]
 
 SharedStage = Literal["pool", "prepare", "pretrain", "features", "superpixels"]
 
@@ -24,10 +24,15 @@ SharedStage = Literal["pool", "prepare", "pretrain", "features", "superpixels"]
 PARTS = ("vision", "language", "sam", "start")
 
 
+def source_of(run: RunConfig, part: str) -> str | None:
+    """What the study says of where a run's ``vision``, ``language``, ``sam`` or ``start`` comes from."""
+    value = getattr(run.models, part)
+    return value if part == "start" else value.source
+
+
 def is_pretrained(run: RunConfig, part: str) -> bool:
     """Whether the workflow itself trains a run's ``vision``, ``language``, ``sam`` or ``start``."""
-    value = getattr(run.models, part)
-    return bool((value if part == "start" else value.source) == "pretrained")
+    return source_of(run, part) == "pretrained"
 
 
 def pretrained(run: RunConfig) -> list[str]:

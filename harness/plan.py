@@ -7,35 +7,27 @@ models, superpixels, frozen features) are called stands in :mod:`harness.keys`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
 from harness.config import ConfigError, RunConfig, StudyConfig
-from harness.data.options import ReferData, expand_root, expand_source
+from harness.data.options import ReferData, expand_root
 from harness.discovery import nearest
 from harness.files import read_json, write_json
-from harness.keys import Keys, SharedStage, is_pretrained, pretrained
+from harness.keys import Keys, SharedStage, is_pretrained, pretrained, source_of
 from harness.study import load_study, read_study, resolve_study, row_names, rows_called
+from harness.tracking_uri import default_uri
+from harness.weight_sources import expand_source, local_weights
 
-__all__ = ["Plan", "default_uri"]
+__all__ = ["Plan"]
 
 
 def _plain(model: BaseModel) -> dict[str, Any]:
     return model.model_dump(mode="json")
-
-
-def default_uri(results: Path) -> str:
-    """The store of a study that names none: ``MLFLOW_TRACKING_URI`` if http(s), else a file of results."""
-    environment = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if urlsplit(environment).scheme in ("http", "https"):
-        return environment
-    return f"sqlite:///{results / 'mlflow.db'}"
 
 
 class Plan:
@@ -294,21 +286,14 @@ class Plan:
             # The start brings the language model that was trained with its [SEG] head.
             started = part == "language" and is_pretrained(run, "start")
             return str(self.model_dir(self.keys(run).model("start" if started else part)))
-        return self._expanded(source, part)
-
-    @staticmethod
-    def _expanded(source: str, where: str) -> str:
-        try:
-            return expand_source(source)
-        except ValueError as error:
-            raise ConfigError(f"models: {where}: {error}") from error
+        return expand_source(source, part)
 
     def start_file(self, run: RunConfig) -> Path | None:
         """Weights that a run starts from beside its frozen models, if any."""
         start = run.models.start
         if start == "pretrained":
             return self.model_dir(self.keys(run).model("start")) / "start.safetensors"
-        return None if start is None else Path(self._expanded(start, "start"))
+        return None if start is None else Path(expand_source(start, "start"))
 
     def superpixel_dir(self, key: str) -> Path:
         """A superpixel store."""
@@ -418,16 +403,5 @@ class Plan:
         """What says that the models are there, or are others: the workflow's own mark, or local weights."""
         own = [part for part in pretrained(run) if part in parts]
         files = [self.model_dir(self.keys(run).model(part)) / "done.json" for part in own]
-        return files + [path for part in parts if part not in own for path in self._local_weights(run, part)]
-
-    @staticmethod
-    def _local_weights(run: RunConfig, part: str) -> list[Path]:
-        """Files of weights that lie in a folder; of a name of the hub, or where there are none yet, none."""
-        source = run.models.start if part == "start" else getattr(run.models, part).source
-        try:
-            path = expand_root(source or "")
-        except ValueError:  # a variable that is not set: the plan is made without weights
-            return []
-        if source and path.is_dir():
-            return sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin", ".json"))
-        return [path] if source and path.is_file() else []
+        others = [source_of(run, part) for part in parts if part not in own]
+        return files + [path for source in others for path in local_weights(source)]

@@ -22,8 +22,8 @@ from urllib.parse import urlsplit, urlunsplit
 import pandas as pd
 
 from harness.files import canonical_json, digest, read_json, sha256_file, write_json
-from harness.plan import default_uri
 from harness.scoring.metrics import THRESHOLDS, read_scores, summarise
+from harness.tracking_uri import default_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -269,7 +269,7 @@ def publish(study_dir: Path | str, tracking_uri: str | None = None) -> dict[str,
     Args:
         study_dir: ``results/<study>``.
         tracking_uri: ``sqlite:///…``, with artifacts in ``mlartifacts`` beside it, or ``http(s)://…``
-            default: :func:`harness.plan.default_uri`.
+            default: :func:`harness.tracking_uri.default_uri`.
 
     Returns:
         ``tracking_uri`` (without credentials), ``experiment``, how many runs were ``created``,

@@ -34,7 +34,7 @@ def efficiency(
     from harness.files import write_json
     from harness.plan import Plan
     from harness.reporting.context import read_efficiency, write_csv
-    from harness.snapshot import provenance
+    from harness.snapshot import provenance_of
 
     plan = Plan.named(study, data_root)
     untrained = [run.id for run in plan.timed if not plan.weights(run.id).is_file()]
@@ -43,7 +43,9 @@ def efficiency(
             f"{plan.study_dir}: {len(untrained)} of {len(plan.timed)} rows are not trained, such as "
             f"{untrained[0]}; run the study first"
         )
-    made_by = provenance(plan, shlex.join(["svp", "efficiency", *map(str, study or [])]))
+    command = shlex.join(["svp", "efficiency", *map(str, study or [])])
+    # Of this machine and this code: the study may have run on others.
+    made_by = {**provenance_of(command), "study": plan.study.study, "effort": plan.study.effort}
     device = re.sub(r"[^a-z0-9]+", "-", str(made_by["device"]).lower()).strip("-")
     folder = out / device / plan.study_dir.name
     efficiency_stage(plan, folder / "efficiency.json")

@@ -19,7 +19,6 @@ __all__ = [
     "ReferSet",
     "SyntheticData",
     "expand_root",
-    "expand_source",
 ]
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
@@ -40,15 +39,6 @@ def expand_root(root: str) -> Path:
         return found
 
     return Path(_VARIABLE.sub(value, root)).expanduser()
-
-
-def expand_source(source: str) -> str:
-    """Where weights lie: a path as :func:`expand_root` has it, a name of the Hugging Face hub as it stands.
-
-    Raises:
-        ValueError: a variable is unset; the message names it.
-    """
-    return str(expand_root(source)) if source.startswith("~") or "$" in source else source
 
 
 SYNTHETIC_DATASETS = ("synthref", "synthref+", "synthrefg")
