@@ -12,7 +12,9 @@ from harness import efficiency, timing
 from harness.assembly import RunData, build_model, finished_model, load_stage
 from harness.cli import app
 from harness.efficiency import _rows, efficiency_stage
+from harness.files import write_json
 from harness.plan import Plan
+from harness.snapshot import provenance
 from harness.superpixel_stage import superpixel_stage
 from harness.tensors import save_tensors
 from harness.timing import count_flops
@@ -177,6 +179,10 @@ def test_what_is_timed_is_the_model_that_predicts(trained):
 
 def test_a_finished_study_is_timed_on_the_machine_at_hand(trained, tmp_path, capsys):
     (tmp_path / "study.yaml").write_text(json.dumps(trained.raw))
+    # The study ran elsewhere: neither its code nor its GPU is what is timed here.
+    write_json(trained.plan.started_file, {"commit": "theirs", "uncommitted_changes": False})
+    write_json(trained.plan.efficiency_file, {"rows": [{"device": "NVIDIA of theirs"}]})
+    assert {"theirs", "NVIDIA of theirs"} <= set(map(str, provenance(trained.plan, "").values()))
     command = ["efficiency", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")]
     app([*command, "--json"])
     told = json.loads(capsys.readouterr().out)
@@ -184,6 +190,7 @@ def test_a_finished_study_is_timed_on_the_machine_at_hand(trained, tmp_path, cap
     assert {"efficiency.json", "efficiency.csv", "provenance.json"} == {
         path.name for path in Path(told["out"]).iterdir()
     }
+    assert told["commit"] != "theirs" and "theirs" not in told["device"] and "theirs" not in told["out"]
     assert [row["projector"] for row in told["rows"]] == ["mlp", "avg_pool", "m3", "fastv", "svp"]
     total = table[(table["stage"] == "total") & (table["batch"] == 1)].set_index(["projector", "case"])
     for row in told["rows"]:
