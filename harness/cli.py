@@ -18,6 +18,8 @@ from harness.commands.efficiency import efficiency
 from harness.commands.protocols import protocols, verify
 from harness.commands.segment import segment
 from harness.commands.weights import weights
+from harness.failures import explained
+from harness.interpreter import leave_at_once
 from harness.stages import StageName, run_stage
 
 __all__ = ["app", "main"]
@@ -154,8 +156,12 @@ def stage(
     """
     try:
         run_stage(name, config, key=key, run=run, stage=stage)
-    except (ValueError, OSError):
-        traceback.print_exc()  # a job's log is read by whoever mends it
+    except Exception as error:
+        told = explained(error)
+        if told is not None or isinstance(error, (ValueError, OSError)):
+            traceback.print_exc()  # a job's log is read by whoever mends it
+        if told is not None:
+            raise ValueError(told) from error
         raise
 
 
@@ -180,10 +186,13 @@ for _point in entry_points(group="svp.commands"):
 def main() -> None:
     """Entry point: an expected error becomes one sentence on stderr and exit status 1."""
     try:
-        sys.exit(app())
+        status = app()
     except (ValueError, OSError) as error:
         _say(f"svp: {error}")
         sys.exit(1)
+    if sys.argv[1:2] == ["stage"]:
+        leave_at_once(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -237,7 +237,8 @@ def feature_stage(
         with atomic_path(path) as aside:
             np.save(aside, rows)
     index = {"version": VERSION, "item": item, "dtype": run.models.features.dtype, "shape": list(first.shape)}
-    write_json(out_dir / "index.json", {**index, "shards": shards})
+    # With the identity, so that rows of other weights make another file for those who read it.
+    write_json(out_dir / "index.json", {**index, "identity": identity, "shards": shards})
 
 
 def _same_or_empty(folder: Path, wanted: dict[str, object]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "canonical_json", "digest", "read_json", "sha256_file", "write_json"]
+__all__ = ["atomic_path", "canonical_json", "digest", "file_stamp", "read_json", "sha256_file", "write_json"]
 
 
 @contextlib.contextmanager
@@ -46,6 +46,12 @@ def sha256_file(path: Path | str) -> str:
     """Hex sha256 of a file's bytes."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_stamp(path: Path) -> list[str | int]:
+    """What tells a file of gigabytes from the one that lay there before: name, size and time."""
+    found = path.stat()
+    return [path.name, found.st_size, found.st_mtime_ns]
 
 
 def read_json(path: Path | str) -> Any:

@@ -123,11 +123,14 @@ class Keys:
         config = self.run.superpixels
         if config is None:
             return None
+        features = self.run.models.features
         return {
             **_plain(config),
             "data": self.data,
             "grid": list(self.run.models.vision.grid),
             "sam": self.model("sam") if config.uses_sam else None,
+            # Masks are decoded from the cached embedding.
+            "embedding": [features.dtype, features.compute] if config.uses_sam else None,
         }
 
     @cached_property

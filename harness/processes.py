@@ -12,6 +12,7 @@ from torch import distributed
 from harness.children import die_with_parent, run_child
 from harness.devices import require_gpus, usable_gpus
 from harness.diverged import divergence_marked
+from harness.failures import explained
 from harness.plan import Plan
 from harness.prediction import predict_stage
 from harness.training import train_stage
@@ -57,4 +58,9 @@ def _main(config: str, run: str, job: str) -> None:
 
 if __name__ == "__main__":
     die_with_parent(os.getppid())  # torchrun, when killed, leaves its processes to themselves
-    _main(*sys.argv[1:])
+    try:
+        _main(*sys.argv[1:])
+    except Exception as error:
+        if told := explained(error):
+            sys.stderr.write(f"{told}\n")
+        raise

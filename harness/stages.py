@@ -17,10 +17,11 @@ from typing import Literal
 from harness.config import ConfigError, RunConfig
 from harness.discovery import nearest
 from harness.files import write_json
+from harness.interpreter import quick_imports
 from harness.jobs import gpus, prediction_processes, threads
 from harness.keys import is_pretrained, part_of
 from harness.plan import Plan
-from harness.triggers import feature_trigger
+from harness.triggers import feature_identity
 
 __all__ = ["StageName", "run_stage"]
 
@@ -72,7 +73,8 @@ def _pool(plan: Plan, key: str) -> None:
 
 
 def _pretrain(plan: Plan, key: str) -> None:
-    from harness.pretraining.models import pretrain
+    with quick_imports():
+        from harness.pretraining.models import pretrain
 
     run = plan.owner(key)
     upstream = {part: plan.model_dir(plan.keys(run).model(part)) for part in ("language", "sam")}
@@ -80,22 +82,24 @@ def _pretrain(plan: Plan, key: str) -> None:
 
 
 def _features(plan: Plan, key: str) -> None:
-    from harness.data.tables import load_tables, refuse_shared
-    from harness.features import feature_stage
+    with quick_imports():
+        from harness.data.tables import load_tables, refuse_shared
+        from harness.features import feature_stage
 
     run, item = plan.owner(key), part_of(key)
     _on_gpu(run)
     if is_pretrained(run, "sam" if item == "sam" else "vision"):
         refuse_shared(load_tables(plan.prepared_dir(run)), load_tables(plan.pool_dir(run)))
     model = plan.model_source(run, "sam" if item == "sam" else "vision")
-    identity = feature_trigger(plan, key)
+    identity = feature_identity(plan, key)
     feature_stage(
         item, run, plan.data_dir(plan.keys(run).data), model, plan.feature_dir(key), identity=identity
     )
 
 
 def _superpixels(plan: Plan, key: str) -> None:
-    from harness.superpixel_stage import superpixel_stage
+    with quick_imports():
+        from harness.superpixel_stage import superpixel_stage
 
     _on_gpu(plan.owner(key))
     superpixel_stage(plan, plan.owner(key))
@@ -116,7 +120,8 @@ def _train(plan: Plan, run: RunConfig, stage: int) -> None:
         job: Literal["stage1", "stage2"] = "stage1" if stage == 1 else "stage2"
         launch(plan.config_file, run.id, job, run.training.workers, gpu=run.models.gpu)
     else:
-        from harness.training import train_stage
+        with quick_imports():
+            from harness.training import train_stage
 
         _on_gpu(run)
         with divergence_marked(plan, run, stage):
@@ -126,7 +131,8 @@ def _train(plan: Plan, run: RunConfig, stage: int) -> None:
 
 
 def _tune(plan: Plan, row: str) -> None:
-    from harness.tuning import tune_stage
+    with quick_imports():
+        from harness.tuning import tune_stage
 
     _on_gpu(plan.trial(row))
     tune_stage(plan, row)
@@ -138,7 +144,8 @@ def _predict(plan: Plan, run: RunConfig) -> None:
 
         launch(plan.config_file, run.id, "predict", processes, gpu=run.models.gpu)
     else:
-        from harness.prediction import predict_stage
+        with quick_imports():
+            from harness.prediction import predict_stage
 
         _on_gpu(run)
         predict_stage(plan, run)
@@ -160,7 +167,8 @@ def _score(plan: Plan, run: RunConfig) -> None:
 
 
 def _efficiency(plan: Plan) -> None:
-    from harness.efficiency import efficiency_stage
+    with quick_imports():
+        from harness.efficiency import efficiency_stage
 
     _on_gpu(plan.timed[0])
     efficiency_stage(plan, plan.efficiency_file)

@@ -21,7 +21,7 @@ from harness.images import read_rgb
 from harness.plan import Plan
 from harness.superpixel_store import FORMAT_VERSION, encode_image, read_shard_rows, summarise, write_shard
 from harness.superpixels import SuperpixelConfig, SuperpixelSource, open_sam
-from harness.triggers import superpixel_trigger
+from harness.triggers import superpixel_identity
 
 __all__ = ["build_source", "source_options", "superpixel_stage", "write_superpixels"]
 
@@ -158,6 +158,6 @@ def superpixel_stage(plan: Plan, run: RunConfig) -> None:
         source,
         run.models.vision.grid,
         plan.superpixel_dir(key),
-        identity={"key": key, "code": superpixel_trigger(plan, key)},
+        identity={"key": key, "upstream": superpixel_identity(plan, key)},
         sam_embeddings=(lambda i: embeddings.batch([i])[0]) if embeddings is not None else None,
     )

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from harness.config import RunConfig
-from harness.files import atomic_path, digest, sha256_file
+from harness.files import atomic_path, digest, file_stamp, sha256_file
 from harness.plan import Plan
 from harness.triggers import checkpoint_trigger
 
@@ -34,8 +34,7 @@ def _mark(path: Path, ours: Path) -> str | list[str | int]:
     """What tells a file from another: its content, or of weights from elsewhere, gigabytes, size and time."""
     if path.is_relative_to(ours):
         return sha256_file(path)
-    found = path.stat()
-    return [path.name, found.st_size, found.st_mtime_ns]
+    return file_stamp(path)
 
 
 def twin_weights(plan: Plan, run: RunConfig, stage: int) -> list[Path]:

@@ -13,13 +13,15 @@ from typing import Any
 from harness.codehash import code_hash
 from harness.config import RunConfig
 from harness.discovery import get_projector, get_source
-from harness.files import digest
-from harness.keys import part_of, pretrained
+from harness.files import digest, file_stamp
+from harness.keys import part_of, pretrained, source_of
 from harness.plan import Plan
+from harness.weight_sources import local_weights
 
 __all__ = [
     "checkpoint_trigger",
     "efficiency_trigger",
+    "feature_identity",
     "feature_trigger",
     "pool_trigger",
     "predict_trigger",
@@ -29,6 +31,7 @@ __all__ = [
     "projector_code",
     "report_trigger",
     "score_trigger",
+    "superpixel_identity",
     "superpixel_trigger",
     "train_trigger",
     "tune_trigger",
@@ -38,6 +41,8 @@ __all__ = [
 # What a run is called in tables, and where it is evaluated, changes no weight.
 _NAMES = ("study", "kind", "variant", "of", "source", "acts_on", "splits")
 _ASKED_OF_THE_SCHEDULER = ("gpu", "memory_gb")
+# How a trained model is asked and scored; every other value of the protocol is learnt with.
+_AFTER_TRAINING = ("name", "sample_seed", "decode", "max_new_tokens", "threshold")
 _HOW_OFTEN = ("log_every", "checkpoint_every")
 
 
@@ -92,15 +97,38 @@ def feature_trigger(plan: Plan, key: str) -> str:
     return digest([plan.keys(run).feature_spec(item), code_hash("harness.features"), *hook])
 
 
+def feature_identity(plan: Plan, key: str) -> str:
+    """Everything upstream of a cached array: what is left of it from other data or weights is made anew."""
+    run = plan.owner(key)
+    model = _model_identity(plan, run, "sam" if part_of(key) == "sam" else "vision")
+    return digest([feature_trigger(plan, key), prepare_trigger(plan, plan.keys(run).data), model])
+
+
+def superpixel_identity(plan: Plan, key: str) -> str:
+    """Everything upstream of superpixels, with the cached SAM embeddings that masks are decoded from."""
+    run = plan.owner(key)
+    keys = plan.keys(run)
+    upstream = [superpixel_trigger(plan, key), prepare_trigger(plan, keys.data)]
+    if run.superpixels is not None and run.superpixels.uses_sam:
+        upstream.append(feature_identity(plan, keys.feature("sam")))
+    return digest(upstream)
+
+
+def _model_identity(plan: Plan, run: RunConfig, part: str) -> list[Any]:
+    """What tells a model's weights from others: how they are pretrained, or files that lie here."""
+    if part in pretrained(run):
+        keys = plan.keys(run)
+        return [pool_trigger(plan, keys.pool), pretrain_trigger(plan, keys.model(part))]
+    return [file_stamp(path) for path in local_weights(source_of(run, part))]
+
+
 def train_trigger(plan: Plan, run: RunConfig, stage: int) -> str:
     """Everything that can change the weights after ``stage``.
 
     The second stage hangs on the first through its file.
     """
     values = _without(_dump(run), *_NAMES)
-    values["protocol"] = {
-        k: values["protocol"][k] for k in ("preamble", "prompt", "answer", "lower_case", "end_of_answer")
-    }
+    values["protocol"] = _without(values["protocol"], *_AFTER_TRAINING)
     skip = (*_HOW_OFTEN, "stage2_steps") if stage == 1 else _HOW_OFTEN
     values["training"] = _without(values["training"], *skip)
     return digest([values, projector_code(run), code_hash("harness.training")])

@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import resource
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Dinov2Model
 
 from harness import features
@@ -15,6 +17,7 @@ from harness.assembly import RunData
 from harness.features import FeatureArray, feature_stage
 from harness.images import read_rgb
 from harness.models.sam import load_sam
+from harness.stages import run_stage
 
 ITEMS = ("patches", "levels", "sam")
 LEVELS = {"models.vision.levels": [1, 2]}
@@ -76,6 +79,34 @@ def test_a_killed_job_goes_on_with_the_next_shard_and_other_code_starts_anew(stu
     assert kept.stat().st_mtime_ns == before
     this.features(shard_bytes=3 * 9216, identity="other code")
     assert kept.stat().st_mtime_ns > before
+
+
+def test_weights_replaced_where_they_lie_leave_no_shard_of_the_old_ones(
+    study, weights, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # locks lie under the working folder
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # a stage sets them
+    sam = tmp_path / "sam"
+    shutil.copytree(weights / "sam", sam)
+    plan = study(("svp",), {"models.sam.source": str(sam), "superpixels": "sam"}).plan
+    plan.save(plan.config_file)
+    keys = plan.keys(plan.trained[0])
+    jobs = {"features": keys.feature("sam"), "superpixels": keys.superpixels}
+    shards = [plan.feature_dir(jobs["features"]) / "shard-00000.npy"]
+    shards.append(plan.superpixel_dir(jobs["superpixels"]) / "part-00000.parquet")
+
+    def written():
+        for stage, key in jobs.items():
+            run_stage(stage, plan.config_file, key=key)
+        return [path.read_bytes() for path in shards], [path.stat().st_mtime_ns for path in shards]
+
+    (_, first), (kept, again) = written(), written()
+    assert first == again  # a job that was only interrupted goes on
+    state = load_file(sam / "model.safetensors")
+    save_file({k: 1.5 * v for k, v in state.items()}, sam / "model.safetensors")
+    made_anew, _ = written()
+    assert all(new != old for new, old in zip(made_anew, kept, strict=True))
 
 
 def test_images_of_train_are_stored_first(study):

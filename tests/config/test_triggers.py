@@ -1,0 +1,102 @@
+"""What a job's result hangs on: each value and each step before it, so that nothing stale is taken."""
+
+from pathlib import Path
+
+import pytest
+
+from harness import triggers
+from harness.config.recipe import ProtocolConfig
+from harness.plan import Plan
+from harness.study import read_study
+
+ROOT = Path(__file__).parents[2]
+# Another value of every field, and whether training reads it: prompts and answers are learnt.
+PROTOCOL = {
+    "name": ("glamm-3sent", False),
+    "sample_seed": (3, False),
+    "decode": ("generate", False),
+    "max_new_tokens": (7, False),
+    "threshold": (0.5, False),
+    "preamble": ("See here.", True),
+    "prompt": ("{image} where is {expression} ?", True),
+    "answer": ("it is [SEG]", True),
+    "lower_case": (False, True),
+    "end_of_answer": (True, True),
+    "seg_state": ("before", True),
+}
+
+
+def planned(rows=("svp",), **deltas):
+    raw = read_study(ROOT / "config/studies/smoke.yaml", ROOT)
+    merged = raw.get("set", {}) | deltas
+    return Plan.from_raw({**raw, "rows": list(rows), "reference_row": rows[0], "set": merged}, ROOT)
+
+
+def test_every_field_of_the_protocol_is_known_here():
+    assert set(PROTOCOL) == set(ProtocolConfig.model_fields)
+
+
+@pytest.mark.parametrize("field", PROTOCOL)
+def test_what_a_protocol_teaches_trains_again_and_what_it_asks_predicts_again(field):
+    value, taught = PROTOCOL[field]
+    base, changed = planned(), planned(**{f"protocol.{field}": value})
+    runs = [next(iter(plan.runs.values())) for plan in (base, changed)]
+    assert getattr(runs[0].protocol, field) != value  # else nothing is changed here
+    trained = {triggers.train_trigger(plan, run, 1) for plan, run in zip((base, changed), runs, strict=True)}
+    assert (len(trained) == 2) is taught
+    asked = {triggers.predict_trigger(plan, run) for plan, run in zip((base, changed), runs, strict=True)}
+    assert len(asked) == 2
+
+
+def identities(plan):
+    """What tells shards of features and superpixels from others."""
+    keys = plan.keys(next(iter(plan.runs.values())))
+    features = {item: triggers.feature_identity(plan, keys.feature(item)) for item in ("patches", "sam")}
+    return features | {"superpixels": triggers.superpixel_identity(plan, keys.superpixels)}
+
+
+def changed(before, after):
+    return {name for name, value in before.items() if after[name] != value}
+
+
+@pytest.mark.parametrize(
+    ("module", "made_anew"),
+    [
+        ("harness.data.prepare", {"patches", "sam", "superpixels"}),
+        ("harness.data.synthetic", {"patches", "sam", "superpixels"}),
+        ("harness.pretraining.models", {"patches", "sam", "superpixels"}),
+        ("harness.features", {"patches", "sam", "superpixels"}),
+        ("harness.superpixel_stage", {"superpixels"}),
+        ("harness.training", set()),
+    ],
+)
+def test_other_code_before_a_job_leaves_it_no_shard(monkeypatch, module, made_anew):
+    before = identities(planned())
+    known = triggers.code_hash
+    monkeypatch.setattr(
+        triggers, "code_hash", lambda *names: ["edited"] if module in names else known(*names)
+    )
+    assert changed(before, identities(planned())) == made_anew
+
+
+@pytest.mark.parametrize(("part", "made_anew"), [("vision", {"patches"}), ("sam", {"sam", "superpixels"})])
+def test_weights_replaced_where_they_lie_leave_no_shard(tmp_path, part, made_anew):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (weights / name).write_text("first")
+    deltas = {f"models.{part}.source": str(weights), "models.start": None}
+    before = identities(planned(**deltas))
+    assert changed(before, identities(planned(**deltas))) == set()
+    (weights / "model.safetensors").write_text("another")
+    assert changed(before, identities(planned(**deltas))) == made_anew
+
+
+def test_masks_hang_on_the_embedding_that_they_are_decoded_from():
+    for rows, names in ((("svp",), {"superpixels"}), (("svp_slic",), set())):
+        for setting in ({"models.features.compute": "bfloat16"}, {"models.features.dtype": "bfloat16"}):
+            base, other = (
+                plan.keys(next(iter(plan.runs.values())))
+                for plan in (planned(rows), planned(rows, **setting))
+            )
+            assert ({"superpixels"} if base.superpixels != other.superpixels else set()) == names
