@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from baselines._layers import Baseline, check_grid, head_count, token_grid
+from harness.precision import without_autocast
 from harness.projector import ImageFeatures, Interface, ProjectorConfig, VisualTokens
 
 __all__ = ["DAbstractor", "DeformableAttention"]
@@ -43,7 +44,10 @@ class DeformableAttention(nn.Module):
         b, k, width = queries.shape
         size = torch.tensor([grid[1], grid[0]], device=queries.device)
         # Sampling positions need single precision, as in the released code.
-        offsets = self.offsets(queries).float().unflatten(-1, (self.heads, self.points, 2)) / size
+        with without_autocast(queries):
+            layer = self.offsets
+            offsets = F.linear(queries.float(), layer.weight.float(), layer.bias.float())
+        offsets = offsets.unflatten(-1, (self.heads, self.points, 2)) / size
         places = 2 * (references.float()[:, None, None] + offsets) - 1
         weights = self.weights(queries).float().unflatten(-1, (self.heads, self.points)).softmax(-1)
         maps = self.value(features).float().transpose(1, 2).reshape(b * self.heads, -1, *grid)

@@ -40,6 +40,10 @@ class FastV(MLPBaseline):
     name = "fastv"
     reference = "FastV, arXiv 2403.06764; pkunlp-icler/FastV"
     licence = "none stated"
+    departs = (
+        "is trained with every visual token and drops some only when it answers, as published; the rows "
+        "beside it are trained with the tokens that they answer with (option in_training)"
+    )
     budgets = (144, 64, 36)
 
     class Config(ProjectorConfig):

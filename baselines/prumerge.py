@@ -51,9 +51,14 @@ class PruMerge(MLPBaseline):
     needs = ("last_cls_attention", "last_keys")
 
     class Config(ProjectorConfig):
-        """Options; ``neighbours`` patches are merged into each kept one."""
+        """Options.
 
-        neighbours: PositiveInt = 32
+        Attributes:
+            neighbours: patches that are merged into each kept one; ``None`` takes the release's share of the
+                grid, 32 of 576.
+        """
+
+        neighbours: PositiveInt | None = None
 
     config: Config
 
@@ -80,9 +85,10 @@ class PruMerge(MLPBaseline):
             raise ValueError(f"{self.name} needs the last block's keys and class token's attention")
         asked, most = self.asked(budget), image.patches.shape[1]
         count = None if asked is None else token_count(self.name, asked, default=2, least=2, most=most)
+        neighbours = self.config.neighbours or -(-most // 18)
         whole = image.last_keys.transpose(1, 2).flatten(2)
         merged = [
-            merge(patches, keys, attention, self.select(attention, count), self.config.neighbours)
+            merge(patches, keys, attention, self.select(attention, count), neighbours)
             for patches, keys, attention in zip(
                 image.patches, whole, image.last_cls_attention.float(), strict=True
             )

@@ -20,6 +20,9 @@ class PruMergePlus(PruMerge):
     name = "prumerge_plus"
     reference = "LLaVA-PruMerge, arXiv 2403.15388; 42Shawn/LLaVA-PruMerge"
     licence = "Apache-2.0"
+    departs = (
+        "at a budget keeps as many attended patches as spaced ones (the release spaces over all patches)"
+    )
     budgets = ()
     needs = ("last_cls_attention", "last_keys")
 

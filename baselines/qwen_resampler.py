@@ -32,11 +32,11 @@ class QwenResampler(Baseline):
         Attributes:
             head_width: channels an attention head.
             output_projection: close with a LayerNorm and a square bias-free projection, as the released
-                Qwen-VL does and the comparisons in LLaVA's framework do not.
+                Qwen-VL and TokenPacker's comparison do.
         """
 
         head_width: PositiveInt = 128
-        output_projection: bool = False
+        output_projection: bool = True
 
     config: Config
     positions: Tensor
@@ -53,7 +53,9 @@ class QwenResampler(Baseline):
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.output = nn.Sequential()
         if self.config.output_projection:
-            self.output = nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.Linear(width, width, bias=False))
+            projection = nn.Linear(width, width, bias=False)
+            nn.init.normal_(projection.weight, std=width**-0.5)
+            self.output = nn.Sequential(nn.LayerNorm(width, eps=1e-6), projection)
         nn.init.trunc_normal_(self.queries, std=0.02)
 
     @classmethod

@@ -72,6 +72,10 @@ class SeTok(Baseline):
     name = "setok"
     reference = "SeTok, arXiv 2406.05127; ChocoWu/SeTok"
     licence = "Apache-2.0"
+    departs = (
+        "is trained as every row is; the release trains its tokenizer by reconstruction and contrast with "
+        "text too"
+    )
     budgets = ()
 
     class Config(ProjectorConfig):
@@ -108,11 +112,11 @@ class SeTok(Baseline):
         """One token a cluster, in the raster order of the centres; elastic."""
         asked, patches = self.asked(budget), image.patches.shape[1]
         count = None if asked is None else token_count(self.name, asked, default=1, most=patches)
-        # The release takes 64 of 576 patches as neighbours and as the fallback.
-        ninth = -(-patches // 9)
+        # The release takes 64 of 729 patches (SigLIP's at 384 pixels) as neighbours and as the fallback.
+        share = -(-patches * 64 // 729)
         table = sincos_table(image.grid, image.patches.shape[-1]).to(image.patches.device)
         x = image.patches.float() + table
-        labels = torch.stack([cluster(one, ninth, self.config.threshold, ninth, count) for one in x.detach()])
+        labels = torch.stack([cluster(one, share, self.config.threshold, share, count) for one in x.detach()])
         encoded = self.within(x.to(image.patches.dtype), labels[:, None] != labels[..., None])
         tokens = []
         for patch_tokens, own in zip(encoded, labels, strict=True):

@@ -24,13 +24,13 @@ def gather(values: Tensor, indices: Tensor) -> Tensor:
 class VisionZip(KeptTokens):
     """Dominant patches by class-token attention, contextual ones by likeness of keys, then MLP2x (VisionZip).
 
-    Likeness is that of keys averaged over the encoder's heads. The release counts the class token among
-    the dominant ones; here all tokens are patches.
+    Likeness is that of keys averaged over the encoder's heads.
     """
 
     name = "visionzip"
     reference = "VisionZip, arXiv 2412.04467; dvlab-research/VisionZip"
     licence = "Apache-2.0"
+    departs = "spends no token on the class token, which the release counts among the dominant ones"
     budgets = (192, 128, 64)
     needs = ("cls_attention", "keys")
     default_share = Fraction(1, 9)  # 64 of 576

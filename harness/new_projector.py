@@ -32,7 +32,7 @@ class {title}(Projector):
         skipped, reason = self.skip(interface, self.config)
         if skipped:
             raise ValueError(reason)
-        self.count = interface.budget or 1
+        self.count = interface.budget or -(-interface.patch_count // 4)
         d, width = interface.vision_width, interface.language_width
         self.mlp = nn.Sequential(nn.Linear(d, width), nn.GELU(), nn.Linear(width, width))
 
@@ -45,8 +45,9 @@ class {title}(Projector):
     def forward(self, image: ImageFeatures, *, budget=None, generator=None) -> VisualTokens:
         if budget not in (None, self.count):
             raise ValueError(f"built for {{self.count}} tokens, cannot give {{budget}}")
-        pooled = nn.functional.adaptive_avg_pool1d(image.patches.transpose(1, 2), self.count)
-        return VisualTokens.dense(self.mlp(pooled.transpose(1, 2)))
+        rows = max(r for r in range(1, int(self.count**0.5) + 1) if self.count % r == 0)
+        pooled = nn.functional.adaptive_avg_pool2d(image.as_map(), (rows, self.count // rows))
+        return VisualTokens.dense(self.mlp(pooled.flatten(2).transpose(1, 2)))
 '''
 
 _IMPORTED = {"ImageFeatures", "Projector", "VisualTokens"}

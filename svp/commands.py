@@ -84,7 +84,8 @@ def bench_projector_command(
     *,
     json: bool = False,
     superpixels: int = 40,
-    device: str = "cpu",
+    device: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
     repeats: int = 10,
     out: Path | None = None,
 ) -> None:
@@ -93,13 +94,18 @@ def bench_projector_command(
     Args:
         json: print one JSON value (the default too).
         superpixels: an image.
-        device: to measure on.
+        device: to measure on; by default the GPU if there is one, else the CPU.
+        dtype: of features and parameters.
         repeats: timed calls.
         out: a JSON file that keeps the figures with the commit, the machine and the versions.
     """
+    import torch
+
+    from harness.superpixels import device_of_choice
     from svp.bench import bench_projector
 
-    _figures(bench_projector(superpixels=superpixels, device=device, repeats=repeats), out)
+    where, kind = device_of_choice(device), getattr(torch, dtype)
+    _figures(bench_projector(superpixels=superpixels, device=where, dtype=kind, repeats=repeats), out)
 
 
 @bench.command(name="superpixels")

@@ -30,10 +30,14 @@ class SVP(Projector):
     name = "svp"
     reference = "arXiv 2509.13676 (reimplemented from its description)"
     licence = "none published (reimplemented from the paper's description)"
+    departs = (
+        "is built from the abstract and from summaries of arXiv 2509.13676; what they leave open is an "
+        "option of svp/projector.py, set to the nearest reading"
+    )
     needs = ("superpixels",)
 
     class Config(ProjectorConfig):
-        """Choices of the method; the defaults are the paper's, or the nearest reading of it.
+        """Choices of the method; the defaults are the paper's as far as its abstract and summaries tell.
 
         Attributes:
             pooling: ``up`` (mean under the mask of the up-sampled patch map) or ``down`` (on the grid).
@@ -42,14 +46,14 @@ class SVP(Projector):
             sspe_blocks: 3 in the paper.
             sspe_queries: 4 in the paper.
             sspe_width: width inside the encoder; ``None`` takes the vision width.
-            sspe_mlp_ratio: widening of its MLPs; the paper does not say, 2 keeps it light.
+            sspe_mlp_ratio: widening of its MLPs; not known to us, 2 keeps it light.
             sspe_from_stage: first training stage with SSPE; before, it is off everywhere. 2 in the paper.
             ssa: ``none`` (pooling only), ``plain`` (no SSPE), ``query_sspe`` (SSPE on queries only),
                 ``patch_sspe`` (and on keys, each patch's own), ``superpixel_sspe`` (and on keys, that of
                 the smallest superpixel covering the patch: the paper's). While SSPE is off or ``none``,
                 all but ``none`` act as ``plain``.
-            ssa_heads: heads of the SSA; the paper does not say.
-            order: of the tokens in an image; the paper does not say.
+            ssa_heads: heads of the SSA; not known to us.
+            order: of the tokens in an image; not known to us.
             order_seed: of ``order: random``.
             background: whether what no superpixel covers forms one more token with a learned mark; its
                 SSPE then also stands on the keys there, which is zero otherwise.

@@ -14,5 +14,6 @@ class SlicSVP(SVP):
     kind = "control"
     reference = "SLIC (TPAMI 2012) in place of SAM's masks; projector: arXiv 2509.13676"
     licence = "none published (reimplemented from the paper's description)"
+    departs = ""
     needs = ("superpixels",)
     superpixel_source = "slic"

@@ -3,8 +3,8 @@
 The paper is known here by its abstract and by summaries, not by its text. They tell of 3 blocks and 4
 learnable queries a superpixel, whose cross-attention takes its keys and values from the superpixel's mask;
 the rest is inferred. Two readings of "from the mask" are offered. In both the keys are
-embeddings of the grid positions, which are the same for every superpixel, so they are projected once
-and only the attention differs by mask: the cost does not grow with a sequence of ``n`` per superpixel.
+embeddings of the grid positions, which are the same for every superpixel, so they are projected once;
+scores and their mixing, ``n`` a query, are what each superpixel adds.
 """
 
 from __future__ import annotations

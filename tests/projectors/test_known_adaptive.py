@@ -40,16 +40,18 @@ def attention_with_outliers(outliers, patches=36):
     return 0.8 * attention / attention.sum()
 
 
-def test_prumerge_keeps_the_outliers():
+# By default the release's share, 32 of 576 patches: two of 36.
+@pytest.mark.parametrize(("options", "neighbours"), [({"neighbours": 5}, 5), ({}, 2)])
+def test_prumerge_keeps_the_outliers(options, neighbours):
     outliers = [7, 30], [3, 20, 11]
     attention = torch.stack([attention_with_outliers(places) for places in outliers])
-    projector, state = make("prumerge", (6, 6), neighbours=5)
+    projector, state = make("prumerge", (6, 6), **options)
     features = image((6, 6), last_cls_attention=attention)
     expected = []
     for x, keys, share, kept in zip(
         features.patches.numpy(), features.last_keys.numpy(), attention.numpy(), outliers, strict=True
     ):
-        expected.append(mlp(prumerge(x, whole_keys(keys), share, kept, 5), state))
+        expected.append(mlp(prumerge(x, whole_keys(keys), share, kept, neighbours), state))
     check(run(projector, features), expected, 1e-5)
 
 
