@@ -20,7 +20,7 @@ from harness.models.ris import RISModel
 from harness.plan import Plan
 from harness.projector import ImageFeatures, VisualTokens
 from harness.stages import run_stage
-from harness.study import read_study
+from harness.study import read_study, row_names
 from harness.timing import median_seconds
 from harness.training import Sampler, training_step
 
@@ -122,7 +122,7 @@ def bench_prefix(study: Path, folder: Path, *, expressions: int = 7, rounds: int
         image_id = int(rows["image_id"].iloc[0])
         texts = rows["sentence"].drop_duplicates().head(expressions).tolist()
         found[run.id] = _prefix(model, data.features([image_id], device), texts, rounds, device)
-    reference = next(r.id for r in plan.trained if r.projector == plan.study.reference_row)
+    reference = next(r.id for r in plan.trained if plan.study.reference_row in row_names(r))
     return {
         **found[reference],
         "row": reference,

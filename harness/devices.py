@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TextIO
 
@@ -24,62 +25,78 @@ def count_cards(devices: Path = Path("/dev")) -> int:
     return len([path for path in devices.glob("nvidia*") if path.name.removeprefix("nvidia").isdigit()])
 
 
-def claim_cards(count: int, *, cards: int | None = None) -> None:
+def claim_cards(count: int, *, cards: int | None = None, poll_s: float = 5) -> None:
     """Take cards that no other job of this folder has, until this process ends, and show it no others.
 
-    ``CUDA_VISIBLE_DEVICES`` is left alone where it is set, as Slurm sets it, and on a machine with one card.
-    Where the file system has no locks all jobs see all cards, and the job says so.
+    Where too few are free it waits: Snakemake starts as many jobs as there are cores for, if nobody tells it
+    how many GPUs there are. ``CUDA_VISIBLE_DEVICES`` is left alone where it is set, as Slurm sets it. Where
+    the file system has no locks all jobs see all cards, and the job says so.
 
     Args:
         count: cards that the job asks for.
         cards: cards of the machine; default: :func:`count_cards`.
-
-    Raises:
-        ValueError: fewer than ``count`` are free; the message names the processes that hold the others.
+        poll_s: seconds from one look to the next.
     """
     if count == 0 or "CUDA_VISIBLE_DEVICES" in os.environ:
         return
     cards = count_cards() if cards is None else cards
-    if cards <= 1 or count > cards:  # require_gpus tells of the latter
+    if count > cards:  # require_gpus tells of it
         return
     _LOCKS.mkdir(parents=True, exist_ok=True)
-    taken: dict[int, TextIO] = {}
-    holders: list[str] = []
-    for index in range(cards):
-        if len(taken) == count:
-            break
-        stream = (_LOCKS / f"gpu-{index}").open("a+")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            holders.append(stream.read().strip() or "unknown")
-            stream.close()
-            continue
-        except OSError as error:
-            _give_back([stream, *taken.values()])
-            sys.stderr.write(
-                f"{(_LOCKS / f'gpu-{index}').resolve()} cannot be locked ({error.strerror}): nothing keeps "
-                "several jobs from one GPU; set CUDA_VISIBLE_DEVICES, or mount the file system with flock\n"
-            )
-            return
-        stream.truncate(0)
-        stream.write(f"{os.getpid()} on {os.uname().nodename}")
-        stream.flush()
-        taken[index] = stream
-    if len(taken) < count:
-        _give_back([*taken.values()])
-        raise ValueError(
-            f"the job asks for {count} of {cards} GPUs and {len(taken)} are free, the others are held by "
-            f"process {', '.join(holders)} ({_LOCKS}/gpu-*); let it end, or stop it and run again"
+    waiting = ""
+    try:
+        while (taken := _free_cards(count, cards)) is None:
+            if (holders := _holders(cards)) != waiting:
+                waiting = holders
+                sys.stderr.write(
+                    f"waiting for {count} of {cards} GPUs, of which process {holders} holds some "
+                    f"({_LOCKS}/gpu-*); it ends, or is to be stopped\n"
+                )
+            time.sleep(poll_s)
+    except OSError as error:
+        sys.stderr.write(
+            f"{_LOCKS.resolve()}/gpu-* cannot be locked ({error.strerror}): nothing keeps several jobs from "
+            "one GPU; set CUDA_VISIBLE_DEVICES, or mount the file system with flock\n"
         )
+        return
     _held.extend(taken.values())
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, taken))
 
 
-def _give_back(streams: list[TextIO]) -> None:
-    for stream in streams:
-        stream.close()
+def _free_cards(count: int, cards: int) -> dict[int, TextIO] | None:
+    """Locks of ``count`` cards by number; ``None``, and none is held, where fewer are free."""
+    taken: dict[int, TextIO] = {}
+    # One job looks at a time: two that each ask for several never hold what the other waits for.
+    with (_LOCKS / "gpus").open("a") as looking:
+        fcntl.flock(looking, fcntl.LOCK_EX)
+        for index in range(cards):
+            if len(taken) == count:
+                break
+            stream: TextIO = _card(index).open("a+")
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                stream.close()
+                continue
+            stream.truncate(0)
+            stream.write(f"{os.getpid()} on {os.uname().nodename}")
+            stream.flush()
+            taken[index] = stream
+        if len(taken) == count:
+            return taken
+        for stream in taken.values():
+            stream.truncate(0)
+            stream.close()
+        return None
+
+
+def _card(index: int) -> Path:
+    return _LOCKS / f"gpu-{index}"
+
+
+def _holders(cards: int) -> str:
+    said = [_card(index).read_text().strip() for index in range(cards) if _card(index).is_file()]
+    return ", ".join(dict.fromkeys(filter(None, said)))
 
 
 def usable_gpus() -> int:

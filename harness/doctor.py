@@ -19,7 +19,7 @@ from harness.files import sha256_file
 from harness.keys import PARTS, is_pretrained, source_of
 from harness.plan import Plan
 from harness.refusals import refusals, unasked_rows
-from harness.weight_sources import expand_source
+from harness.weight_sources import expand_source, is_path
 
 __all__ = ["examine"]
 
@@ -70,7 +70,10 @@ def _weights(run: RunConfig) -> Iterator[Finding]:
         if is_pretrained(run, part):
             yield Finding(f"{part}: a tiny one, which the workflow trains itself", "ok")
             continue
-        mend = mends.get(part, f"hf download {source} (where there is a network)")
+        named = f"hf download {source} (where there is a network)"
+        if is_path(source):
+            named = f"put the weights there, or name where they lie as models.{part}.source"
+        mend = mends.get(part, named)
         try:
             expanded = expand_source(source, part)
         except ValueError as error:
@@ -87,7 +90,9 @@ def _weight_file(part: str, path: Path, sha256: str | None, mend: str) -> Findin
         return Finding(f"{part}: {path} is not there", "missing", mend)
     if sha256 is not None and sha256_file(path) != sha256:
         return Finding(
-            f"{part}: {path} has another sha256 than {sha256[:12]}…", "wrong", f"delete it; {mend}"
+            f"{part}: {path} has another sha256 than {sha256[:12]}…",
+            "wrong",
+            f"if it is meant to, set models.{part}.sha256: null; else delete it and {mend}",
         )
     return Finding(f"{part}: {path}" + (", its sha256 is right" if sha256 else ""), "ok")
 

@@ -30,6 +30,7 @@ from harness.models.ris import RISModel
 from harness.plan import Plan
 from harness.scoring.scored import evaluated
 from harness.seeds import torch_generator
+from harness.study import row_names
 from harness.timing import TRAIN, Batch, Calls, Member, Timed, device_name, peak_rates, time_in_turns
 from harness.training import training_step
 
@@ -189,7 +190,7 @@ def efficiency_stage(plan: Plan, out_path: Path) -> None:
                 "step_budgets": _step_budgets(row),
             }
         )
-    reference = next((r for r in rows if r.run.projector == plan.study.reference_row), None)
+    reference = next((row for row in rows if plan.study.reference_row in row_names(row.run)), None)
     relative = [{**_name(row.run), **_relative(reference, row)} for row in rows]
     write_json(out_path, {"rows": timings, "parameters": parameters, "relative": relative})
 

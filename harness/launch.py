@@ -21,9 +21,11 @@ import psutil
 
 from harness.config import ConfigError
 from harness.files import read_json, write_json
+from harness.keys import PARTS, is_pretrained, source_of
 from harness.plan import Plan
 from harness.started import LOCK_HOLDER
 from harness.study import name_of_file, read_study
+from harness.weight_sources import expand_source, is_path
 
 __all__ = ["abandoned_jobs", "lift_lock", "run_study", "workflows"]
 
@@ -146,6 +148,18 @@ def _check_rows(plan: Plan) -> None:
         raise ConfigError(f"these rows cannot be run, change or leave them out: {said}")
 
 
+def _check_weights(plan: Plan) -> None:
+    """Look for weights before any job starts, as far as the study says where they lie."""
+    for run in {run.models.model_dump_json(): run for run in plan.runs.values()}.values():
+        for part in PARTS:
+            source = source_of(run, part)
+            if source is None or is_pretrained(run, part):
+                continue
+            path = expand_source(source, part)
+            if (part in ("sam", "start") or is_path(source)) and not Path(path).exists():
+                raise ConfigError(f"models: {part}: {path} is not there; `svp doctor` says how to get it")
+
+
 def _shared_gpus(plan: Plan) -> list[str]:
     """What tells Snakemake how many GPUs this machine's jobs have between them, where jobs ask for some.
 
@@ -201,6 +215,7 @@ def run_study(
     if words := [f"{key}={value}" for key, value in given.items() if value is not None]:
         command += ["--config", *words]
     plan.check_inputs()
+    _check_weights(plan)
     _check_rows(plan)
     if dry_run:
         named = [] if profile is None else ["--profile", profile]

@@ -303,9 +303,9 @@ def _data_root(root: str) -> str:
 
 
 def _check_runs(runs: list[RunConfig], study: StudyConfig) -> None:
-    names = list(dict.fromkeys(run.projector for run in runs))
+    names = [name for run in runs if run.acts_on == "training" for name in row_names(run)]
     unset = StudyConfig.model_fields["reference_row"].default  # without it a study says nothing of speed-ups
-    if study.reference_row not in (*names, unset):
+    if study.reference_row not in (*names, unset):  # of several budgets it means the first
         raise ConfigError(
             f"config: reference_row: no row is called '{study.reference_row}'"
             f"{nearest(study.reference_row, names)}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from harness.config import ConfigError
 from harness.data.options import expand_root
 
-__all__ = ["expand_source", "local_weights"]
+__all__ = ["expand_source", "is_path", "local_weights"]
 
 
 def expand_source(source: str, part: str) -> str:
@@ -20,6 +20,11 @@ def expand_source(source: str, part: str) -> str:
         return str(expand_root(source)) if source.startswith("~") or "$" in source else source
     except ValueError as error:
         raise ConfigError(f"models: {part}: {error}") from error
+
+
+def is_path(source: str) -> bool:
+    """Whether a source can only be a path; ``meta/llama`` may be a folder too, or a name of the hub."""
+    return source.startswith(("/", ".", "~")) or "$" in source
 
 
 def local_weights(source: str | None) -> list[Path]:

@@ -90,7 +90,7 @@ class StudyConfig(Strict):
             ``sqlite:///<results>/mlflow.db``.
         results: root of all results.
         share_runs: whether a run that another study of these results or an earlier row has trained is taken.
-        reference_row: the projector that speed-ups are relative to.
+        reference_row: the row that speed-ups are relative to, by a name of it as ``of`` takes.
     """
 
     study: StudyName = "default"

@@ -115,7 +115,10 @@ def load_sam(source: Path | str, kind: str = "tiny", sha256: str | None = None) 
         state = load_tensors(source / "model.safetensors", "delete the folder and pretrain again")
     else:
         if sha256 is not None and sha256_file(source) != sha256:
-            raise ValueError(f"{source}: sha256 differs from the expected {sha256[:12]}…; fetch it again")
+            raise ValueError(
+                f"{source}: sha256 differs from the expected {sha256[:12]}…; fetch it again, or set "
+                "models.sam.sha256: null if it is a SAM of your own"
+            )
         sam = sam_model_registry[kind](checkpoint=None)
         state = _read_checkpoint(source)
     missing, unexpected = sam.load_state_dict(state, strict=False)

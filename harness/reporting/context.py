@@ -47,7 +47,7 @@ class ReportContext(_Strict):
         order: projectors in the order of the config; others follow by name.
         variants: their variants in the order of the config; others follow by name.
         controls: projectors that stand in a group of their own and are never ranked.
-        reference: the projector that speed-ups are relative to.
+        reference: the row that speed-ups are relative to, as tables call it; of several budgets the first.
         resamples: bootstrap resamples.
         tuning: the grid of the learning-rate search, in factors of the recipe's; empty where there was none.
         published: folder of published numbers to print apart; never beside synthetic data.
@@ -85,7 +85,7 @@ class ReportContext(_Strict):
             "order": tuple(names),
             "variants": tuple(dict.fromkeys(run["variant"] for run in runs)),
             "controls": tuple(n for n in names if n in controls),
-            "reference": study.get("reference_row"),
+            "reference": _reference(study.get("reference_row"), runs),
             "resamples": study.get("bootstrap_resamples", 2000),
             "tuning": tuple((study.get("tuning") or {}).get("factors", ())),
             **more,
@@ -107,6 +107,16 @@ class ReportContext(_Strict):
             first = error.errors()[0]
             place = ".".join(str(p) for p in first["loc"])
             raise ValueError(f"report context: {place}: {first['msg']}") from error
+
+
+def _reference(name: str | None, runs: Sequence[Mapping[str, Any]]) -> str | None:
+    """A row's name in a study, such as ``svp.baseline``, as its label in a table: ``svp (baseline)``."""
+    for run in runs:
+        named = f"{run['projector']}.{run['variant']}"
+        called = [named, f"{named}.{run.get('budget') or 'auto'}"]
+        if name in called or (run["variant"] == "base" and name == run["projector"]):
+            return row_label(run["projector"], run["variant"], "auto")
+    return name
 
 
 class _Timing(_Strict):

@@ -32,7 +32,7 @@ def digest(snapshot: Path) -> str:
     protocol = overall["protocol"].iloc[0]
     overall, pairs = (t[t["protocol"].eq(protocol)] for t in (overall, pairs))
     rows = [tuple(getattr(row, key) for key in ROW_KEY) for row in records(overall)]
-    reference = next((row for row in rows if row[0] == context.reference), rows[0])
+    reference = next((row for row in rows if row_label(*row) == context.reference), rows[0])
     difference = differences_to(pairs, reference)
     seeds = int(overall["seed_count"].max())
     lines = [
@@ -50,7 +50,10 @@ def digest(snapshot: Path) -> str:
         cells.append(f"{100 * row.giou:.1f} [{100 * row.giou_low:.1f}, {100 * row.giou_high:.1f}]")
         if key in difference:
             gap, low, high, p = difference[key]
-            cells += [f"{100 * gap:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", f"{p:.3f}"]
+            cells += [
+                f"{100 * gap:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
+                _p_text(p, context.resamples),
+            ]
         else:
             cells += ["–", "–"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -58,6 +61,12 @@ def digest(snapshot: Path) -> str:
     if (snapshot / "figures").is_dir():
         links += f", [tokens against gIoU]({snapshot.name}/figures/tokens_vs_giou.png)"
     return "\n".join([*lines, "", *(f"- {note}" for note in context.notes), f"- {links}"]) + "\n"
+
+
+def _p_text(p: float, resamples: int) -> str:
+    """A p-value of the bootstrap, which knows none below two in its resamples."""
+    least = 2 / (resamples + 1)
+    return f"≤ {least:.3f}" if p <= least * (1 + 1e-9) else f"{p:.3f}"
 
 
 def write_digest(reference: Path) -> Path:

@@ -218,8 +218,11 @@ def caption(main: pd.DataFrame, context: ReportContext) -> str:
         parts.append(
             f"Learning rates: {grid} times the recipe's, chosen by gIoU on held-out images of train."
         )
-    many = f"mean of {' or '.join(map(str, seeds))} seeds, sd in main.csv" if seeds != [1] else "one seed"
-    parts.append(f"{many[0].upper()}{many[1:]}.")
+    parts.append(
+        f"Mean of {' or '.join(map(str, seeds))} seeds, sd in main.csv."
+        if seeds != [1]
+        else "One seed: intervals leave out what training again would change."
+    )
     half = ((main["giou_high"] - main["giou_low"]) / 2).dropna()
     if len(half):
         parts.append(
@@ -240,8 +243,8 @@ def _legend(main: pd.DataFrame, context: ReportContext) -> list[str]:
     if not _rankable(main, context):
         return []
     return [
-        "Bold: best, and what is not told apart from it (95 % interval of the paired gIoU difference holds "
-        "0; of cIoU the best alone), among projectors (controls are never ranked)."
+        "Bold: best, and each whose paired gIoU difference to it has a 95 % interval over images that "
+        "holds 0 (of cIoU the best alone), among projectors (controls are never ranked)."
     ]
 
 
@@ -267,6 +270,12 @@ def adaptivity_notes(tokens: pd.DataFrame, context: ReportContext) -> list[str]:
         f"({_p_value(rows[0].p_value)}, {rows[0].n_images:,} images)."
         for rows in groups
     ]
+
+
+def timing_notes(timings: pd.DataFrame) -> list[str]:
+    """Where speed was measured: without that a speed-up says nothing."""
+    places = timings[["device", "dtype", "attention"]].drop_duplicates()
+    return [f"Timed on: {r.device}; {r.dtype}, attention {r.attention}." for r in records(places)]
 
 
 def training_notes(parameters: pd.DataFrame) -> list[str]:

@@ -30,7 +30,13 @@ from harness.reporting.context import (
     write_text,
 )
 from harness.reporting.published import published_markdown
-from harness.reporting.render import adaptivity_notes, main_markdown, main_tex, training_notes
+from harness.reporting.render import (
+    adaptivity_notes,
+    main_markdown,
+    main_tex,
+    timing_notes,
+    training_notes,
+)
 from harness.reporting.searches import search_notes, search_table
 from harness.scoring.metrics import RUN_KEY, read_scores
 from harness.scoring.protocols import protocol_table, sum_polygons
@@ -178,6 +184,7 @@ def tables_stage(
         *search_notes(searched),
         *training_notes(order_rows(parameters, context)),
         *adaptivity_notes(order_rows(tokens, context), context),
+        *timing_notes(timings),
     ]
     markdown = main_markdown(main, overall, differences, context, notes)
     if context.data == "real" and context.published:

@@ -7,7 +7,7 @@ from shipped import shipped_projectors
 from harness.cli import app
 from harness.config import BLOCKS, ConfigError, StudyConfig
 from harness.plan import Plan
-from harness.study import load_study, read_study, resolve_study
+from harness.study import load_study, read_study, resolve_study, row_names
 
 # What is pretrained from another seed is ours to pretrain: test_real_sizes.py has the refusal.
 TOGETHER = [
@@ -22,7 +22,7 @@ TOGETHER = [
 def test_every_config_goes_with_every_study(config, study):
     plan = Plan.from_raw(merged(config, study), ROOT)
     assert plan.runs
-    assert plan.study.reference_row in {run.projector for run in plan.trained}
+    assert plan.study.reference_row in {name for run in plan.trained for name in row_names(run)}
 
 
 @pytest.mark.parametrize("path", [*CONFIGS, *STUDIES], ids=lambda p: p.stem)

@@ -94,13 +94,13 @@ def test_bold_are_the_best_and_what_is_not_told_apart_from_it_and_never_a_contro
     }
     columns = ("mean gIoU over splits", "toy val")
     assert {name: tuple(cell(text, name, column) for column in columns) for name in giou} == expected
-    legend = "Bold: best, and what is not told apart from it (95 % interval of the paired gIoU difference"
+    legend = "Bold: best, and each whose paired gIoU difference to it has a 95 % interval over images"
     assert text.count(legend) == 1
     main = val.assign(speedup_infer=np.nan, speedup_train=np.nan, parameters=pd.NA)
     latex = main_tex(main, overall, pairs, ours)
     bold = re.findall(r"\\textbf\{([\d.]+)\}", latex)
     assert sorted(bold) == ["44.0", "44.5", "44.6", "45.5", "45.9"]
-    assert "underline" not in latex and "what is not told apart from it" in " ".join(latex.split())
+    assert "underline" not in latex and "each whose paired gIoU difference to it" in " ".join(latex.split())
 
 
 def test_the_tables_stage_marks_by_its_own_differences(tmp_path):

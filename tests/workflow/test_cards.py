@@ -17,7 +17,7 @@ JOB = """
 import os, sys
 import harness.stages
 from harness.devices import claim_cards
-claim_cards(int(sys.argv[1]), cards=int(sys.argv[2]))
+claim_cards(int(sys.argv[1]), cards=int(sys.argv[2]), poll_s=0.1)
 assert "torch" not in sys.modules, "it would be at the first card in every job"
 print(os.environ.get("CUDA_VISIBLE_DEVICES", "every"), flush=True)
 sys.stdin.read()
@@ -29,7 +29,7 @@ def job(tmp_path):
     """Starts a process that asks for some of a machine's cards; the process, and what it sees."""
     started = []
 
-    def start(count, cards, **environment):
+    def start(count, cards, read=True, **environment):
         kept = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
         process = subprocess.Popen(
             [sys.executable, "-c", JOB, str(count), str(cards)],
@@ -41,7 +41,7 @@ def job(tmp_path):
             text=True,
         )
         started.append(process)
-        return process, process.stdout.readline().strip()
+        return process, process.stdout.readline().strip() if read else ""
 
     yield start
     for process in started:
@@ -49,21 +49,22 @@ def job(tmp_path):
         process.communicate()
 
 
-def test_two_jobs_have_different_cards_and_a_third_is_told_who_holds_them(job):
+def test_two_jobs_have_different_cards_and_a_third_waits_for_one(job):
     (one, first), (two, second) = job(1, 2), job(1, 2)
     assert (first, second) == ("0", "1")
-    three, seen = job(1, 2)
-    assert not seen and three.wait(30) == 1
-    (said,) = three.stderr.read().strip().splitlines()[-1:]
+    three, _ = job(1, 2, read=False)
+    said = three.stderr.readline()
     assert f"process {one.pid} on {os.uname().nodename}, {two.pid} on" in said
-    assert "asks for 1 of 2 GPUs and 0 are free" in said and "stop it and run again" in said
+    assert "waiting for 1 of 2 GPUs" in said and "to be stopped" in said
+    two.kill()
+    assert three.stdout.readline().strip() == "1"
 
 
 def test_a_job_of_several_processes_has_several_cards(job):
     assert [job(2, 4)[1], job(1, 4)[1]] == ["0,1", "2"]
-    refused, _ = job(2, 4)
-    assert refused.wait(30) == 1
-    assert job(1, 4)[1] == "3"  # the refused one kept nothing
+    waiting, _ = job(2, 4, read=False)
+    assert "waiting for 2 of 4" in waiting.stderr.readline()
+    assert job(1, 4)[1] == "3"  # the one that waits keeps nothing
 
 
 def test_a_killed_job_gives_its_card_back(job):
@@ -80,7 +81,7 @@ def test_what_slurm_says_is_left_alone(job, tmp_path, given):
     assert not (tmp_path / "work").exists()
 
 
-@pytest.mark.parametrize(("count", "cards"), [(0, 4), (1, 1), (1, 0), (4, 2)])
+@pytest.mark.parametrize(("count", "cards"), [(0, 4), (1, 0), (4, 2)])
 def test_nothing_is_taken_where_there_is_no_choice(job, tmp_path, count, cards):
     """More cards than there are is refused when torch has counted them."""
     assert job(count, cards)[1] == "every"
@@ -96,7 +97,7 @@ def test_without_locks_a_job_goes_on_with_all_cards_and_says_so(tmp_path, monkey
     monkeypatch.setattr(devices.fcntl, "flock", refused)
     devices.claim_cards(1, cards=2)
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
-    assert "gpu-0 cannot be locked (Function not implemented)" in capsys.readouterr().err
+    assert "gpu-* cannot be locked (Function not implemented)" in capsys.readouterr().err
 
 
 def test_cards_are_counted_by_the_files_of_the_driver(tmp_path):

@@ -20,6 +20,7 @@ from harness.launch import abandoned_jobs, lift_lock, workflows
 from harness.plan import Plan
 from harness.reporting.figures import FIGURE_NAMES
 from harness.reporting.tables import TABLE_FILES
+from harness.study import read_study
 
 SLEEP = "import time; time.sleep(60)"
 
@@ -198,13 +199,34 @@ def test_jobs_of_one_machine_share_its_gpus(monkeypatch, tmp_path, study, gpus, 
     monkeypatch.setattr(launch.subprocess, "run", snakemake)
     monkeypatch.setattr(launch, "LOCK_HOLDER", tmp_path / "svp-run.json")
     monkeypatch.setattr(Plan, "check_inputs", lambda _: None)
-    for name in ("_check_rows", "lift_lock", "_add_minutes"):
+    for name in ("_check_weights", "_check_rows", "lift_lock", "_add_minutes"):
         monkeypatch.setattr(launch, name, lambda *_: 0.0)
     told = []
     assert launch.run_study(ROOT / f"config/{study}.yaml", profile=profile, say=told.append) == 1
     (command,) = called
     words = command[command.index("--configfile") + 2 : command.index("--rerun-incomplete")]
     assert words == expected and " ".join(command) in told[0]
+
+
+@pytest.mark.parametrize(
+    ("deltas", "said"),
+    [
+        ({"models.sam.source": "{}/sam.pth"}, "models: sam: {}/sam.pth is not there"),
+        ({"models.vision.source": "{}/clip"}, "models: vision: {}/clip is not there"),
+        ({"models.language.source": "$NOBODY_SET_THIS/llm"}, "models: language: .*NOBODY_SET_THIS"),
+        ({"models.language.source": "a-hub/name"}, None),  # it may be fetched when it is needed
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_weights_that_are_not_there_are_told_before_any_job(tmp_path, deltas, said):
+    values = {"models.start": None} | {key: value.format(tmp_path) for key, value in deltas.items()}
+    plan = Plan.from_raw({**read_study(ROOT / "config/studies/smoke.yaml"), "rows": ["mlp"], "set": values})
+    if said is None:
+        launch._check_weights(plan)
+        return
+    with pytest.raises(ConfigError, match=said.format(tmp_path)):
+        launch._check_weights(plan)
 
 
 def test_a_study_without_a_name_runs_into_the_folder_of_its_file(edited):
