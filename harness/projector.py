@@ -125,10 +125,13 @@ class VisualTokens:
     Attributes:
         embeddings: ``[sum k_i, H]``, image ``i`` owns ``lengths[i]`` consecutive rows.
         lengths: ``[b]`` int64.
+        extra_loss: scalar that training adds to the recipe's loss, weighed by the projector itself
+            (reconstruction, commitment, load balance); it is a mean over the batch's images.
     """
 
     embeddings: Tensor
     lengths: Tensor
+    extra_loss: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse lengths that do not add up to the rows."""

@@ -5,6 +5,7 @@ No rule names that folder as output, so that a fresh clone still has something t
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -34,7 +35,8 @@ def _processor() -> str:
 def provenance(plan: Plan, command: str) -> dict[str, Any]:
     """What made a study's results: command, commit, machine, versions, and minutes where `svp run` made them.
 
-    Commit and changes are those of its last start, the GPU that of its timings, else they are those at hand.
+    Commit and changes are those of its last start, the GPU that of its timings, else they are those at hand;
+    ``trained_at`` names each commit that its rows were trained at, where their logs say it.
     What an earlier study left, data, models and runs, was not made again and is not in the minutes.
     """
     took = {"minutes": round(sum(read_json(plan.minutes_file)), 1)} if plan.minutes_file.is_file() else {}
@@ -43,6 +45,7 @@ def provenance(plan: Plan, command: str) -> dict[str, Any]:
         **provenance_of(command),
         **ran,
         **_timed_on(plan),
+        **_trained_at(plan),
         "study": plan.study.study,
         "effort": plan.study.effort,
         **took,
@@ -55,6 +58,19 @@ def _timed_on(plan: Plan) -> dict[str, str]:
         return {}
     names = {row["device"] for row in read_json(plan.efficiency_file).get("rows", [])}
     return {"device": names.pop()} if len(names) == 1 and not min(names).startswith("cpu") else {}
+
+
+def _trained_at(plan: Plan) -> dict[str, list[str]]:
+    """Commits that trained the study's rows, those of other studies that it took too."""
+    found: set[str] = set()
+    for run in plan.trained:
+        file = plan.log_file(run.id)
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        states = [line for line in lines if "commit" in line]
+        if not states:
+            return {}
+        found |= {s["commit"] + (" and changes" if s["uncommitted_changes"] else "") for s in states}
+    return {"trained_at": sorted(found)}
 
 
 def provenance_of(command: str) -> dict[str, Any]:

@@ -27,13 +27,14 @@ from harness.models.ris import RISModel
 from harness.parallel import Workers
 from harness.plan import Plan
 from harness.seeds import deterministic, forked_rng, numpy_generator, torch_generator
+from harness.started import code_state
 from harness.tensors import load_tensors, save_tensors
 from harness.triggers import checkpoint_dir
 
 __all__ = ["Sampler", "train_stage"]
 
 _Named = list[tuple[str, torch.nn.Parameter]]
-_LOGGED = ("loss", "ce", "caption", "bce", "dice", "visual_tokens")
+_LOGGED = ("loss", "ce", "caption", "bce", "dice", "extra", "visual_tokens")
 
 
 class Sampler:
@@ -151,6 +152,8 @@ def _forward_backward(
                 assert captions is not None
                 caption, visual = model.caption(features, expressions, captions, **options)
                 total, values = config.caption_weight * caption, {"caption": caption}
+        if visual.extra_loss is not None:
+            total, values["extra"] = total + visual.extra_loss, visual.extra_loss
         (share * total / len(budgets)).backward()
         values["loss"] = total
         for name, value in values.items():
@@ -233,8 +236,8 @@ class _Log:
                     kept.append(line)
         with atomic_path(path) as aside:
             aside.write_text("".join(line + "\n" for line in kept))
-        if resumed:
-            self.write({"step": resumed, "event": "resumed"})
+        # The code that trained: tables may be told from it at another commit.
+        self.write({"step": resumed, "event": "resumed" if resumed else "started", **code_state()})
 
     def write(self, values: dict[str, object]) -> None:
         with self.path.open("a") as stream:
@@ -322,4 +325,5 @@ def _finish(plan: Plan, run: RunConfig, stage: int, model: RISModel, checkpoint:
 
 
 def _rounded(parts: dict[str, float]) -> dict[str, float]:
-    return {k: round(v, 6) for k, v in parts.items()}
+    """For the log; a loss of the projector's own only where there is one."""
+    return {k: round(v, 6) for k, v in parts.items() if v or k != "extra"}

@@ -115,5 +115,8 @@ def reruns(folder: Path) -> list[str]:
     for file in sorted(folder.glob("*.json")):
         kept = read_json(file)
         commits = " and ".join(side["commit"][:7] if side else "not kept" for side in kept["made_by"])
-        out.append(f"Study `{kept['study']}` was run twice (commits {commits}). {kept['told']}")
+        out.append(
+            f"Study `{kept['study']}` was run twice, by two versions of the code (commits {commits}). "
+            f"{kept['told']}"
+        )
     return out

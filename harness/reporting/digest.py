@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from harness.files import read_json
 from harness.reporting.aggregate import differences_to
@@ -40,7 +41,8 @@ def digest(snapshot: Path) -> str:
         "",
         f"Effort: {context.effort}. {seeds} seed{'s' if seeds > 1 else ''}. Protocol `{protocol}`. "
         f"Made by `{made_by['command']}` at commit {made_by['commit'][:7]}"
-        f"{', with uncommitted changes' if made_by['uncommitted_changes'] else ''}, on {made_by['device']}.",
+        f"{', with uncommitted changes' if made_by['uncommitted_changes'] else ''}, on {made_by['device']}"
+        f"{_took(made_by)}{_trained(made_by)}.",
         "",
         f"| row | tokens | gIoU | minus {row_label(*reference, with_budget=True)} | p |",
         "|:---|---:|---:|---:|---:|",
@@ -61,6 +63,19 @@ def digest(snapshot: Path) -> str:
     if (snapshot / "figures").is_dir():
         links += f", [tokens against gIoU]({snapshot.name}/figures/tokens_vs_giou.png)"
     return "\n".join([*lines, "", *(f"- {note}" for note in context.notes), f"- {links}"]) + "\n"
+
+
+def _took(made_by: dict[str, Any]) -> str:
+    minutes = made_by.get("minutes")
+    return f", in {minutes:.0f} minutes beside what earlier studies had left" if minutes is not None else ""
+
+
+def _trained(made_by: dict[str, Any]) -> str:
+    """Where rows were trained at other commits than the tables were told at."""
+    commits = made_by.get("trained_at", [])
+    if commits in ([], [made_by["commit"]]):
+        return ""
+    return f"; rows trained at {', '.join(c[:7] + c[40:] for c in commits)}"
 
 
 def _p_text(p: float, resamples: int) -> str:

@@ -23,7 +23,7 @@ _PIPELINE = ("vision", "sam_encode", "superpixels", "project", "prefill", "decod
 
 
 def read_log(path: Path | str) -> pd.DataFrame:
-    """A training log: ``stage``, ``step``, ``loss`` and its parts.
+    """A training log: ``stage``, ``step``, ``loss`` and its parts; what it says of starts is left out.
 
     Raises:
         ValueError: a line is not JSON or lacks ``stage``, ``step`` or ``loss``.
@@ -36,7 +36,8 @@ def read_log(path: Path | str) -> pd.DataFrame:
             raise ValueError(f"{path}, line {number} is not JSON; train this run again") from error
         if not isinstance(value, dict):
             raise ValueError(f"{path}, line {number} is not a JSON object; train this run again")
-        lines.append(value)
+        if "event" not in value:
+            lines.append(value)
     frame = pd.DataFrame(lines, columns=None if lines else ["stage", "step", "loss"])
     if not {"stage", "step", "loss"} <= set(frame.columns):
         raise ValueError(f"{path} must hold stage, step and loss on every line; train this run again")

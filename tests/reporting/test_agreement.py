@@ -144,7 +144,8 @@ def test_nothing_but_the_same_trained_runs_is_refused(tmp_path, pair):
 
 def test_a_comparison_kept_before_rows_could_be_left_out_is_still_told():
     (kept,) = reruns(ROOT / "results" / "reference" / "reruns")
-    assert "`main` was run twice" in kept and "The order of its 29 trained rows agrees" in kept
+    assert "`main` was run twice, by two versions of the code" in kept
+    assert "The order of its 29 trained rows agrees" in kept
 
 
 def test_seeds_that_are_not_there_are_refused(pair, tmp_path):
@@ -162,7 +163,10 @@ def test_what_is_kept_stands_on_the_page_of_snapshots(pair, reference, capsys, t
     assert value == json.loads((reference / "reruns" / "main.json").read_text())
     assert value["made_by"] == [MADE_BY, None] and value["seed_half"] is None
     text = write_digest(reference).read_text()
-    assert f"`main` was run twice (commits {MADE_BY['commit'][:7]} and not kept)" in text
+    assert (
+        f"`main` was run twice, by two versions of the code (commits {MADE_BY['commit'][:7]} and not kept)"
+        in text
+    )
     assert "ρ = 0.50" in text and "moved by -0.7 points" in text and "deviation of 1.08" in text
 
 

@@ -43,3 +43,10 @@ def test_the_page_begins_with_the_default_and_tells_of_changes(reference):
         json.dumps({**MADE_BY, "uncommitted_changes": True})
     )
     assert "with uncommitted changes" in write_digest(reference).read_text()
+    trained = {**MADE_BY, "trained_at": [MADE_BY["commit"], "f" * 40 + " and changes"], "minutes": 12.3}
+    (reference / "default" / "provenance.json").write_text(json.dumps(trained))
+    text = write_digest(reference).read_text()
+    assert (
+        "in 12 minutes beside what earlier studies had left; rows trained at 0123456, fffffff and changes"
+        in text
+    )

@@ -257,7 +257,8 @@ def test_logs_are_read_as_written(tmp_path):
     path = tmp_path / "a.b.c.36.s1" / "log.jsonl"
     path.parent.mkdir()
     lines = [{"stage": 1, "step": 0, "loss": 3.0}, {"stage": 1, "step": 10, "loss": 2.0}]
-    path.write_text("\n".join(json.dumps(x) for x in [*lines, {"stage": 1, "step": 10, "loss": 1.5}]))
+    lines += [{"stage": 1, "step": 10, "loss": 1.5}, {"stage": 1, "step": 10, "event": "resumed"}]
+    path.write_text("\n".join(map(json.dumps, lines)))
     log = read_log(path)
     assert log["loss"].tolist() == [3.0, 1.5]  # the resumed run's line
     assert run_row(path) == ("a", "b.c", "36")

@@ -1,5 +1,7 @@
 """What moves in the steps of each stage of training, and from where: real, tiny runs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -151,6 +153,29 @@ def test_a_step_of_m3_is_the_mean_of_a_step_at_each_of_its_budgets(prepared, mon
     for name, gradient in together.items():
         mean = torch.stack([found[name] for _, found in alone]).mean(0)
         torch.testing.assert_close(gradient, mean, atol=1e-6, rtol=1e-4)
+
+
+def test_a_projectors_own_loss_joins_every_step_that_it_learns_in(prepared, monkeypatch):
+    """Captions alone, masks, several forward passes: the gradient is that of the recipe and its own."""
+    for share, stage, each in ((1.0, 1, None), (0.0, 1, None), (0.0, 2, 2)):
+        changes = {"training.caption_share": share, "training.images_per_forward": each}
+        this = prepared(changes)
+        data, model = RunData(this.plan, this.run), built(this)
+        model.set_stage(stage, aligning=share == 1)
+        groups = Sampler(data.expressions, this.run.training, 0).rows(stage, 0)
+        plain, without = gradients(model, data, groups, this.run, stage, 0)
+        forward = model.projector.forward
+        weight = next(model.projector.parameters())
+        monkeypatch.setattr(
+            model.projector,
+            "forward",
+            lambda *a, **k: replace(forward(*a, **k), extra_loss=0.5 * weight.square().sum()),  # noqa: B023
+        )
+        loss, found = gradients(model, data, groups, this.run, stage, 0)
+        assert loss == pytest.approx(plain + 0.5 * weight.square().sum().item(), rel=1e-5)
+        (name,) = (n for n, p in model.named_parameters() if p is weight)
+        torch.testing.assert_close(found.pop(name), without.pop(name) + weight.detach(), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found, without)
 
 
 def test_the_states_that_fit_the_seg_head_are_read_a_few_images_at_a_time(prepared, monkeypatch):

@@ -136,7 +136,11 @@ def test_the_log_drops_what_a_resumed_run_will_write_again(tmp_path):
     read = [json.loads(line) for line in path.read_text().splitlines()]
     kept = [(v["stage"], v["step"]) for v in read if "loss" in v]
     assert kept == lines[:4]
-    assert read[-1] == {"stage": 2, "step": 40, "event": "resumed"}
+    told = {"stage": 2, "step": 40, "event": "resumed"}
+    assert told.items() <= read[-1].items() and {"commit", "uncommitted_changes"} <= set(read[-1])
+    _Log(path, 1, 0)
+    (only,) = (json.loads(line) for line in path.read_text().splitlines())
+    assert (only["stage"], only["step"], only["event"]) == (1, 0, "started")
 
 
 def test_a_log_whose_last_line_was_cut_off_is_gone_on_with(tmp_path):

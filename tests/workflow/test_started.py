@@ -8,6 +8,7 @@ import pytest
 from checkout import Checkout
 from config_files import planned
 
+from harness.snapshot import provenance
 from harness.started import LOCK_HOLDER, code_state, forget_holder, record_start
 
 
@@ -54,6 +55,23 @@ def test_the_holder_is_forgotten_and_the_code_is_not(repository):
     forget_holder()
     assert not LOCK_HOLDER.exists()
     assert json.loads(plan.started_file.read_text()) == code_state()
+
+
+def test_provenance_names_the_commits_that_trained(tmp_path):
+    plan = planned(results=str(tmp_path), rows=["mlp", {"name": "avg_pool", "budget": 9}])
+    first, second = (plan.log_file(run.id) for run in plan.trained)
+
+    def log(file, *states):
+        lines = [{"stage": 1, "step": 0, "event": "started", **state} for state in states]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"stage": 1, "step": 9}]))
+
+    old, new = ({"commit": letter * 40, "uncommitted_changes": False} for letter in "ab")
+    log(first, old, new)
+    assert "trained_at" not in provenance(plan, "make run")  # nothing is known of the second row
+    log(second, {**new, "uncommitted_changes": True})
+    told = provenance(plan, "make run")["trained_at"]
+    assert told == ["a" * 40, "b" * 40, "b" * 40 + " and changes"]
 
 
 def test_snakemake_started_by_hand_leaves_them_too(tmp_path):
