@@ -212,7 +212,13 @@ def calibrate_command(
     def build(value: float) -> Any:
         return _built(chosen, given | {option: round(value) if whole else value}, model)
 
-    found = calibrate(build, [read_rgb(path) for path in images], count, low=low, high=high)
+    pictures, embeddings = [read_rgb(path) for path in images], None
+    if chosen.needs_sam:
+        import torch
+
+        with torch.inference_mode():  # encoded once, and not for each value that is tried
+            embeddings = [build(low).encode(picture)[0] for picture in pictures]
+    found = calibrate(build, pictures, count, low=low, high=high, embeddings=embeddings)
     answer({"option": option, **asdict(found)}, as_json=True)
 
 

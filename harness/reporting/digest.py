@@ -67,7 +67,9 @@ def digest(snapshot: Path) -> str:
 
 def _took(made_by: dict[str, Any]) -> str:
     minutes = made_by.get("minutes")
-    return f", in {minutes:.0f} minutes beside what earlier studies had left" if minutes is not None else ""
+    return (
+        f", in {minutes:.0f} minutes (without what earlier studies had left)" if minutes is not None else ""
+    )
 
 
 def _trained(made_by: dict[str, Any]) -> str:
@@ -81,7 +83,7 @@ def _trained(made_by: dict[str, Any]) -> str:
 def _p_text(p: float, resamples: int) -> str:
     """A p-value of the bootstrap, which knows none below two in its resamples."""
     least = 2 / (resamples + 1)
-    return f"≤ {least:.3f}" if p <= least * (1 + 1e-9) else f"{p:.3f}"
+    return f"≤ {least:.3f}" if p <= least + 1e-6 else f"{p:.3f}"  # tables hold six digits
 
 
 def write_digest(reference: Path) -> Path:

@@ -7,7 +7,7 @@ import pytest
 from made_up_study import MADE_BY
 
 from harness.reporting.context import read_csv
-from harness.reporting.digest import digest, write_digest
+from harness.reporting.digest import _p_text, digest, write_digest
 
 
 def lines(text):
@@ -35,6 +35,19 @@ def test_rows_and_differences_are_those_of_the_tables(reference, name):
         assert 0 < float(p.removeprefix("≤ ")) <= 1
 
 
+@pytest.mark.parametrize(
+    ("p", "resamples", "said"),
+    [
+        (0.001, 2000, "≤ 0.001"),
+        (2 / 2001, 2000, "≤ 0.001"),
+        (0.001499, 2000, "0.001"),
+        (2 / 201, 200, "≤ 0.010"),
+    ],
+)
+def test_a_p_value_at_the_least_that_the_bootstrap_knows_is_a_bound(p, resamples, said):
+    assert _p_text(p, resamples) == said
+
+
 def test_the_page_begins_with_the_default_and_tells_of_changes(reference):
     text = write_digest(reference).read_text()
     assert re.findall(r"^## (\w+):", text, flags=re.M) == ["default", "a_study"]
@@ -46,7 +59,5 @@ def test_the_page_begins_with_the_default_and_tells_of_changes(reference):
     trained = {**MADE_BY, "trained_at": [MADE_BY["commit"], "f" * 40 + " and changes"], "minutes": 12.3}
     (reference / "default" / "provenance.json").write_text(json.dumps(trained))
     text = write_digest(reference).read_text()
-    assert (
-        "in 12 minutes beside what earlier studies had left; rows trained at 0123456, fffffff and changes"
-        in text
-    )
+    assert "in 12 minutes (without what earlier studies had left)" in text
+    assert "; rows trained at 0123456, fffffff and changes." in text
