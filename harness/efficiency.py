@@ -38,7 +38,7 @@ __all__ = ["efficiency_stage"]
 
 _PHOTOGRAPHS = 8
 # How often each call of a batch is timed. At batch 1 each photograph is a case, at 8 they are one batch.
-_ROUNDS = {1: 2, _PHOTOGRAPHS: 3, TRAIN: 6}
+_ROUNDS = {1: 2, _PHOTOGRAPHS: 3, TRAIN: 4}
 # Stages that happen once an image whatever the projector, and those that hang on it.
 _SHARED = ("vision", "sam_encode")
 _OWN = ("project", "prefill", "mask")
