@@ -73,14 +73,20 @@ def plan(study: list[Path] | None = None, *, json: bool = False) -> None:
 
 
 @app.command
-def projectors(*, json: bool = False) -> None:
+def projectors(*, json: bool = False, out: Path | None = None) -> None:
     """List every projector that is found.
 
     Args:
         json: print one JSON value.
+        out: folder for ``parameters.csv`` and ``parameters.md``: trainable parameters beside those of
+            released code (``results/published/parameters.csv``).
     """
     from harness.discovery import find_projectors
 
+    if out is not None:
+        from harness.parameters import write_parameter_report
+
+        write_parameter_report(Path("results/published/parameters.csv"), out)
     counts: dict[str, dict[str, int]] = {}
     if json:  # needs torch
         from harness.parameters import count_parameters

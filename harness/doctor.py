@@ -37,10 +37,20 @@ def examine(plan: Plan) -> list[Finding]:
             findings.append(Finding("data: synthetic scenes, which the workflow draws itself", "ok"))
     findings += _rows(plan)
     trained = {run.models.model_dump_json(): run for run in runs if run.acts_on != "superpixels"}
+    for run in runs:
+        findings += _superpixels(run)
     for run in trained.values():
         findings += [*_weights(run), *_device(run), _attention(run.models.language)]
     findings += [*_disk(plan), *_tracker(plan)]
     return list(dict.fromkeys(findings))
+
+
+def _superpixels(run: RunConfig) -> Iterator[Finding]:
+    """The checkpoint of a superpixel source that has one of its own."""
+    source = run.superpixels.options.get("checkpoint") if run.superpixels is not None else None
+    if source is not None:
+        mend = f"hf download {source} (where there is a network), or name a folder that holds it"
+        yield _hub_weights("superpixels", str(source), mend)
 
 
 def _rows(plan: Plan) -> Iterator[Finding]:

@@ -2,9 +2,10 @@
 
 What is timed: each stage of one batch of images with all their expressions, after warm-up, with the
 device synchronised at both ends. Several photographs, spread over the evaluated splits, take their turn,
-and for each of them all rows do, so that a machine that drifts drifts for all of them; a speed-up is the
-median over photographs. What is not timed: building models, and reading and moving what a stage starts
-from; but a training step reads its features and masks, as it does in training.
+and for each of them encoders, superpixels and all rows do, so that a machine that drifts drifts for all of
+them; a speed-up is the median over photographs. What is not timed: building models, and reading and moving
+what a stage starts from; but a training step, on photographs of train, reads its stored features and its
+masks, as it does in training.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from harness.assembly import RunData, build_model, load_stage
 from harness.config import RunConfig
 from harness.encoder_timing import EncoderStage, encoder_stages
+from harness.features import FeatureSource
 from harness.files import write_json
 from harness.models.ris import RISModel
 from harness.plan import Plan
@@ -118,33 +120,39 @@ class _Row(Member):
         return work
 
 
-def _cases(expressions: pd.DataFrame, run: RunConfig) -> dict[int, list[Batch]]:
+def _spread(rows: pd.DataFrame, most: int) -> Batch:
+    """At most so many images, evenly spread, each with all its expressions."""
+    places: dict[Any, Any] = dict(rows.groupby(["dataset", "split", "image_id"]).indices)
+    names = sorted(places)
+    chosen = np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)
+    return [rows.take(places[names[i]]) for i in dict.fromkeys(chosen.tolist())]
+
+
+def _cases(data: RunData, run: RunConfig) -> dict[int, list[Batch]]:
     """Batches of images with all their expressions, by batch size; ``TRAIN`` is a training step's."""
-    rows = evaluated(expressions, run.splits)
-    groups = [g for _, g in rows.groupby(["dataset", "split", "image_id"], sort=True)]
-
-    def spread(most: int) -> Batch:
-        chosen = np.linspace(0, len(groups) - 1, min(most, len(groups))).round().astype(int)
-        return [groups[i] for i in dict.fromkeys(chosen.tolist())]
-
-    photographs = spread(_PHOTOGRAPHS)
+    photographs = _spread(evaluated(data.expressions, run.splits), _PHOTOGRAPHS)
     cases = {1: [[group] for group in photographs]}
     if len(photographs) == _PHOTOGRAPHS:
         cases[_PHOTOGRAPHS] = [photographs]
-    config = run.training
-    step = [g.head(config.expressions_per_image) for g in spread(config.images_per_step)]
-    return {**cases, TRAIN: [step]}
+    train = data.expressions[data.expressions["split"].eq("train")]
+    # what a budget left out of the cache would be encoded within the clock
+    stored = train["image_id"].map(lambda i: all(i in source.array for source in data.arrays.values()))
+    step = _spread(train[stored] if stored.any() else train, run.training.images_per_step)
+    return {**cases, TRAIN: [[group.head(run.training.expressions_per_image) for group in step]]}
 
 
 def _rows(plan: Plan, runs: list[RunConfig], device: torch.device) -> list[_Row]:
-    """The trained rows, one copy of what they leave frozen: a 7B model is there once, not once a row."""
+    """The trained rows, one copy of what they share: a 7B model is there once, not once a row."""
     rows: list[_Row] = []
+    features: dict[str, FeatureSource] = {}
     frozen: dict[tuple[object, ...], dict[str, Tensor]] = {}
     for run in tqdm(runs, desc="load the rows", mininterval=5):
-        data = RunData(plan, run)
+        data, keys = RunData(plan, run), plan.keys(run)
+        # of what a budget left out of the cache, the encoder is loaded once
+        data.arrays = {item: features.setdefault(keys.feature(item), s) for item, s in data.arrays.items()}
         model = build_model(plan, run, data.vision_width)
         load_stage(model, plan.weights(run.id))
-        row = _Row(run, data, model, _cases(data.expressions, run))
+        row = _Row(run, data, model, _cases(data, run))
         sources = (plan.model_source(run, part) for part in ("language", "sam"))
         kept = frozen.setdefault((*sources, run.models.language, run.training.dtype), {})
         row.share_frozen(kept, device)
@@ -170,8 +178,7 @@ def efficiency_stage(plan: Plan, out_path: Path) -> None:
     for found in own:
         for key, encoder in found.items():
             encoders.setdefault(key, encoder)
-    time_in_turns([*encoders.values()], _ROUNDS, "encoders and superpixels", device)
-    time_in_turns(rows, _ROUNDS, "rows", device)
+    time_in_turns([*encoders.values(), *rows], _ROUNDS, "encoders and rows", device)
     for row, found in zip(rows, own, strict=True):
         for key in found:
             row.found.samples.update(encoders[key].found.samples)

@@ -109,7 +109,7 @@ def _markdown(merged: pd.DataFrame) -> str:
         "Trainable parameters of each projector between an encoder of width 1024 (24x24 patches, four",
         "further levels) and a language model of width 4096, 2048 or 896, at its default budget and options.",
         "The released code's are worked out from its layers; a blank says that none is known.",
-        "Written by `harness.parameters.write_parameter_report`.",
+        "Written by `svp projectors --out results/reference`.",
         "",
         "| projector | widths | ours | ours (M) | released (M) | agree | note |",
         "|---|---|---:|---:|---:|---|---|",

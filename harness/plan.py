@@ -21,7 +21,7 @@ from harness.files import read_json, write_json
 from harness.keys import Keys, SharedStage, is_pretrained, pretrained, source_of
 from harness.study import load_study, read_study, resolve_study, row_names, rows_called
 from harness.tracking_uri import default_uri
-from harness.weight_sources import expand_source, local_weights
+from harness.weight_sources import expand_source, local_weights, superpixel_weights
 
 __all__ = ["Plan"]
 
@@ -373,7 +373,7 @@ class Plan:
         files = [self.prepared_dir(run) / "summary.json"]
         if run.superpixels is not None and run.superpixels.uses_sam:
             files += [*self._model_files(run, "sam"), self._feature_file(run, "sam")]
-        return files
+        return [*files, *superpixel_weights(run.superpixels)]
 
     def run_inputs(self, run: RunConfig) -> list[Path]:
         """Files that training and prediction of a run read, its own weights apart."""

@@ -18,12 +18,13 @@ from harness.encoding import ImageEncoder
 from harness.models.ris import RISModel
 from harness.plan import Plan
 from harness.prediction import predict_masks
+from harness.projector import ImageFeatures, Projector
 from harness.reporting.overlays import Example, overlay_figure
 from harness.superpixel_stage import build_source
 from harness.superpixel_store import mask_geometry, on_grid, stood_in
 from harness.superpixels import SuperpixelMasks
 
-__all__ = ["Segmentation", "Segmenter", "draw"]
+__all__ = ["Reading", "Segmentation", "Segmenter", "draw"]
 
 # SAM's own resolution. A telephone's photograph has sixteen times the pixels, in the mask of each candidate.
 _LONGEST = 1024
@@ -44,6 +45,22 @@ class Segmentation:
     emitted: list[bool]
     visual_tokens: int
     superpixels: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a row sees of one image.
+
+    Attributes:
+        features: what its projector reads.
+        sam: ``[1, C, h, w]`` SAM's embedding.
+        superpixels: masks ``[K, H, W]`` at the image's size, at most ``_LONGEST`` pixels a side; ``None``
+            where its tokens come from patches.
+    """
+
+    features: ImageFeatures
+    sam: Tensor
+    superpixels: SuperpixelMasks | None
 
 
 class Segmenter:
@@ -82,19 +99,30 @@ class Segmenter:
         """
         if not expressions:
             raise ValueError("there is no expression to segment")
-        read = {item: encode(image)[None].float() for item, encode in self._encoders.items()}
-        made, grid = self._superpixels(_shrunk(image), read["sam"][0]), self.run.models.vision.grid
-        pixels = None if made is None else on_grid([mask_geometry(made.masks, grid)]).to(self.device)
+        seen = self.read(image)
         masks, tokens, emitted = predict_masks(
             self._model,
-            image_features(read, grid, pixels),
-            read["sam"],
+            seen.features,
+            seen.sam,
             [list(expressions)],
             [(image.shape[0], image.shape[1])],
             self.run.protocol,
         )
+        made = seen.superpixels
         drawn = None if made is None else _stretched(made.masks, image.shape[0], image.shape[1])
         return Segmentation(masks[0], emitted, tokens[0], drawn)
+
+    @property
+    def projector(self) -> Projector:
+        """The trained one, ready to answer."""
+        return self._model.projector
+
+    def read(self, image: np.ndarray) -> Reading:
+        """What the row sees of a uint8 RGB image ``[H, W, 3]``."""
+        read = {item: encode(image)[None].float() for item, encode in self._encoders.items()}
+        made, grid = self._superpixels(_shrunk(image), read["sam"][0]), self.run.models.vision.grid
+        pixels = None if made is None else on_grid([mask_geometry(made.masks, grid)]).to(self.device)
+        return Reading(image_features(read, grid, pixels), read["sam"], made)
 
     def _superpixels(self, image: np.ndarray, embedding: Tensor) -> SuperpixelMasks | None:
         if self._source is None:

@@ -36,7 +36,7 @@ def provenance(plan: Plan, command: str) -> dict[str, Any]:
     """What made a study's results: command, commit, machine, versions, and minutes where `svp run` made them.
 
     Commit and changes are those of its last start, the GPU that of its timings, else they are those at hand;
-    ``trained_at`` names each commit that its rows were trained at, where their logs say it.
+    ``trained_at`` names each commit that its rows were trained at, or ``unknown`` where a log does not say.
     What an earlier study left, data, models and runs, was not made again and is not in the minutes.
     """
     took = {"minutes": round(sum(read_json(plan.minutes_file)), 1)} if plan.minutes_file.is_file() else {}
@@ -67,9 +67,8 @@ def _trained_at(plan: Plan) -> dict[str, list[str]]:
         file = plan.log_file(run.id)
         lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
         states = [line for line in lines if "commit" in line]
-        if not states:
-            return {}
         found |= {s["commit"] + (" and changes" if s["uncommitted_changes"] else "") for s in states}
+        found |= set() if states else {"unknown"}
     return {"trained_at": sorted(found)}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,6 +114,7 @@ def _train(plan: Plan, run: RunConfig, stage: int) -> None:
         mark_diverged(plan, run, 2)
         return
     if take_trained(plan, run, stage):
+        _forget_checkpoints(plan, run)
         return
     if run.training.workers > 1:
         from harness.processes import launch
@@ -128,6 +130,15 @@ def _train(plan: Plan, run: RunConfig, stage: int) -> None:
             train_stage(plan, run, stage)
     if not is_diverged(plan.weights(run.id, stage)):  # no other study takes a failure
         keep_trained(plan, run, stage)
+    if stage == 2:
+        _forget_checkpoints(plan, run)
+
+
+def _forget_checkpoints(plan: Plan, run: RunConfig) -> None:
+    """Of a finished run, those of its earlier values and code too: nothing goes on with them."""
+    for folder in (plan.study_dir / "checkpoints").glob("*"):
+        if folder.name.rpartition("-")[0] == run.id:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _tune(plan: Plan, row: str) -> None:

@@ -141,31 +141,33 @@ def time_in_turns(
     """Time all members side by side: for each case of each batch size, some rounds in which all take a turn.
 
     Of several cases each gives one sample, the median of its rounds; of a single one each round does. So
-    the n-th sample of two members is of the same case, or of the same round.
+    the n-th sample of two members is of the same case, or of the same round. What is added up or compared
+    must be timed in one call: machines drift from one minute to the next.
 
     Args:
-        members: with equal batch sizes.
+        members: each takes its turn at the batch sizes that it has, as many cases as all of them have.
         rounds: how often each call of a batch size is timed.
         what: named on the progress bar.
         device: what the clock waits for.
     """
-    for batch in members[0].cases:
-        cases = min(len(member.cases.get(batch, ())) for member in members)
+    for batch in dict.fromkeys(batch for member in members for batch in member.cases):
+        here = [member for member in members if batch in member.cases]
+        cases = min(len(member.cases[batch]) for member in here)
         learning = batch == TRAIN
         named = "training step" if learning else f"batch {batch}"
         for case in tqdm(range(cases), desc=f"time {what}, {named}", mininterval=5):
             calls: list[Calls] = []
-            for member in members:
+            for member in here:
                 with member.on(device), torch.set_grad_enabled(learning):
                     calls.append(member.calls(batch, member.cases[batch][case]))
                     _warm_up(member, batch, calls[-1], device)
             found: list[dict[str, list[float]]] = [{stage: [] for stage in own} for own in calls]
             for _ in range(rounds[batch]):
-                for member, own, times in zip(members, calls, found, strict=True):
+                for member, own, times in zip(here, calls, found, strict=True):
                     with member.on(device), torch.set_grad_enabled(learning):
                         for stage, work in own.items():
                             times[stage].append(1e3 * timed(work, device)[0])
-            for member, times in zip(members, found, strict=True):
+            for member, times in zip(here, found, strict=True):
                 for stage, values in times.items():
                     samples = [statistics.median(values)] if cases > 1 else values
                     member.found.samples.setdefault((stage, batch), []).extend(samples)

@@ -16,7 +16,7 @@ from harness.discovery import get_projector, get_source
 from harness.files import digest, file_stamp
 from harness.keys import part_of, pretrained, source_of
 from harness.plan import Plan
-from harness.weight_sources import local_weights
+from harness.weight_sources import local_weights, superpixel_weights
 
 __all__ = [
     "checkpoint_trigger",
@@ -109,6 +109,7 @@ def superpixel_identity(plan: Plan, key: str) -> str:
     run = plan.owner(key)
     keys = plan.keys(run)
     upstream = [superpixel_trigger(plan, key), prepare_trigger(plan, keys.data)]
+    upstream += [str(file_stamp(path)) for path in superpixel_weights(run.superpixels)]
     if run.superpixels is not None and run.superpixels.uses_sam:
         upstream.append(feature_identity(plan, keys.feature("sam")))
     return digest(upstream)

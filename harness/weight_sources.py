@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.config import ConfigError
+from harness.config import ConfigError, SuperpixelConfig
 from harness.data.options import expand_root
 
-__all__ = ["expand_source", "is_path", "local_weights"]
+__all__ = ["expand_source", "is_path", "local_weights", "superpixel_weights"]
 
 
 def expand_source(source: str, part: str) -> str:
@@ -36,3 +36,8 @@ def local_weights(source: str | None) -> list[Path]:
     if source and path.is_dir():
         return sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin", ".json"))
     return [path] if source and path.is_file() else []
+
+
+def superpixel_weights(config: SuperpixelConfig | None) -> list[Path]:
+    """Files of a superpixel source's own checkpoint (its option of that name), where they lie here."""
+    return local_weights(config.options.get("checkpoint")) if config is not None else []

@@ -11,7 +11,7 @@ from cyclopts import App
 
 from harness.commands.answer import answer
 
-__all__ = ["bench", "superpixels"]
+__all__ = ["attention", "bench", "superpixels"]
 
 bench = App(name="bench", help="Measure the generator of superpixels and the parts of the projector.")
 
@@ -248,3 +248,45 @@ def superpixels(
 
     chosen, given, model = _source(source, options, sam, kind, device)
     answer(superpixel_overlay(image, _built(chosen, given, model), out), as_json=True)
+
+
+def attention(
+    image: Path,
+    *,
+    study: list[Path] | None = None,
+    row: str = "svp",
+    data_root: str | None = None,
+    most: int = 6,
+    out: Path = Path("attention.png"),
+) -> None:
+    """Draw where a trained SVP looks for each of the largest superpixels of a photograph (its SSA's weights).
+
+    Args:
+        image: the photograph; it is turned as its EXIF orientation says.
+        study: a file of ``config/``, or several, each after a ``--study``, merged onto
+            ``config/default.yaml``; it must have been run.
+        row: a row of the study with an SSA, as of ``svp segment``; its first seed.
+        data_root: folder of the raw data that it was run with, in place of the study's.
+        most: superpixels to draw, side by side.
+        out: the PNG to write.
+    """
+    from PIL import Image
+
+    from harness.files import atomic_path
+    from harness.images import read_rgb
+    from harness.plan import Plan
+    from harness.segmentation import Segmenter
+    from svp.overlay import attention_overlay
+    from svp.projector import SVP
+
+    plan = Plan.named(study, data_root)
+    segmenter = Segmenter(plan, plan.run_named(row))
+    pixels = read_rgb(image, upright=True)
+    seen, projector = segmenter.read(pixels), segmenter.projector
+    if not isinstance(projector, SVP):
+        raise ValueError(f"{row} has no SSA; name a row of svp")
+    drawn = attention_overlay(pixels, seen, projector, most)
+    with atomic_path(out) as aside:
+        Image.fromarray(drawn).save(aside, format="PNG")
+    count = len(seen.superpixels.masks) if seen.superpixels is not None else 0
+    answer({"superpixels": count, "drawn": min(most, count), "out": str(out)}, as_json=True)

@@ -6,13 +6,16 @@ import colorsys
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from scipy import ndimage
 
 from harness.images import read_rgb
+from harness.segmentation import Reading
 from harness.superpixels import SuperpixelMasks, SuperpixelSource
+from svp.projector import SVP
 
-__all__ = ["draw_attention", "draw_superpixels", "superpixel_overlay"]
+__all__ = ["attention_overlay", "draw_attention", "draw_superpixels", "superpixel_overlay"]
 
 _GOLDEN = 0.618033988749895  # steps of the hue by it keep neighbours apart
 _PIXELS_A_LINE = 1200  # of the shorter side, for each pixel by which outlines widen
@@ -70,6 +73,33 @@ def draw_attention(
     if mask is not None:
         result[mask & ~ndimage.binary_erosion(mask)] = 255
     return np.clip(np.rint(result), 0, 255).astype(np.uint8)
+
+
+def attention_overlay(image: np.ndarray, seen: Reading, projector: SVP, most: int) -> np.ndarray:
+    """The largest superpixels of a photograph side by side, each lit by where the SSA looks for it.
+
+    Args:
+        image: ``[H, W, 3]`` uint8.
+        seen: what the row sees of it (:meth:`harness.segmentation.Segmenter.read`).
+        projector: a trained SVP.
+        most: superpixels to draw.
+
+    Returns:
+        ``[h, W', 3]`` uint8, a picture of the superpixels' size for each.
+
+    Raises:
+        ValueError: the projector has no SSA, or the row no superpixels.
+    """
+    if seen.superpixels is None:
+        raise ValueError("attention is drawn for superpixels; this row reads patches")
+    with torch.no_grad():
+        weights = projector.attention_maps(seen.features).mean(dim=1).cpu().numpy()
+    masks = seen.superpixels.masks
+    height, width = masks.shape[1:]
+    small = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    largest = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")[:most]
+    parts = [draw_attention(small, weights[k], seen.features.grid, masks[k]) for k in largest]
+    return np.concatenate(parts, axis=1)
 
 
 def superpixel_overlay(

@@ -45,13 +45,13 @@ def compare(
         )
     found = agreement(first, second)
     again = retraining(seeds or Path("results/reference/seeds"))
-    far = beyond(found, again.half) if again else None
+    far = beyond(found, again.half()) if again else None
     provenance = [folder / "provenance.json" for folder in (first, second)]
     value = {
         "study": read_json(first / "tables" / "context.json")["study"],
         "made_by": [read_json(file) if file.is_file() else None for file in provenance],
         **{name: round(getattr(found, name), 6) for name in ("shift", "sd", "spearman")},
-        "seed_half": round(again.half, 6) if again else None,
+        "seed_half": round(again.half(), 6) if again else None,
         "told": found.told,
         "same_run": found.same.to_dict("records"),
         "rows": json_module.loads(found.rows.round(6).to_json(orient="records")),
@@ -70,5 +70,7 @@ def compare(
     lines += ["", found.told]
     if again is not None and far is not None:
         names = ", ".join(label(row) for row in far.to_dict("records")) or "none"
-        lines.append(f"Beside that, moved by more than another seed may (±{100 * again.half:.1f}): {names}.")
+        lines.append(
+            f"Beside that, moved by more than another seed may (±{100 * again.half():.1f}): {names}."
+        )
     answer(value, json, "\n".join(lines))

@@ -95,7 +95,12 @@ def doctor(study: list[Path] | None = None, *, data_root: str | None = None, jso
     Returns:
         0 all is well, 2 something is missing or wrong.
     """
+    from harness.data.check import Finding
     from harness.doctor import examine
     from harness.plan import Plan
 
-    return _report(examine(Plan.named(study, data_root)), json)
+    try:
+        plan = Plan.named(study, data_root)
+    except ValueError as error:  # a study that cannot be is a finding too
+        return _report([Finding(f"study: {error}", "wrong", "mend it, and ask again")], json)
+    return _report(examine(plan), json)

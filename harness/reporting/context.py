@@ -47,7 +47,8 @@ class ReportContext(_Strict):
         order: projectors in the order of the config; others follow by name.
         variants: their variants in the order of the config; others follow by name.
         controls: projectors that stand in a group of their own and are never ranked.
-        reference: the row that speed-ups are relative to, as tables call it; of several budgets the first.
+        reference: the row that speed-ups are relative to, as tables call it, with its budget; where only a
+            projector is named, its first in the config.
         resamples: bootstrap resamples.
         tuning: the grid of the learning-rate search, in factors of the recipe's; empty where there was none.
         published: folder of published numbers to print apart; never beside synthetic data.
@@ -112,10 +113,10 @@ class ReportContext(_Strict):
 def _reference(name: str | None, runs: Sequence[Mapping[str, Any]]) -> str | None:
     """A row's name in a study, such as ``svp.baseline``, as its label in a table: ``svp (baseline)``."""
     for run in runs:
-        named = f"{run['projector']}.{run['variant']}"
-        called = [named, f"{named}.{run.get('budget') or 'auto'}"]
+        named, budget = f"{run['projector']}.{run['variant']}", str(run.get("budget") or "auto")
+        called = [named, f"{named}.{budget}"]
         if name in called or (run["variant"] == "base" and name == run["projector"]):
-            return row_label(run["projector"], run["variant"], "auto")
+            return row_label(run["projector"], run["variant"], budget, with_budget=True)
     return name
 
 
@@ -252,7 +253,8 @@ def read_csv(path: Path | str) -> pd.DataFrame:
     """
     if not Path(path).is_file():
         raise ValueError(f"{path} is not there; run the tables stage first")
-    text = {"projector": str, "variant": str, "budget": str, "dataset": str, "split": str, "protocol": str}
+    keys = (*ROW_KEY, *(f"other_{key}" for key in ROW_KEY), "dataset", "split", "protocol")
+    text = dict.fromkeys(keys, str)
     return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])  # type: ignore[arg-type]
 
 

@@ -33,7 +33,8 @@ def digest(snapshot: Path) -> str:
     protocol = overall["protocol"].iloc[0]
     overall, pairs = (t[t["protocol"].eq(protocol)] for t in (overall, pairs))
     rows = [tuple(getattr(row, key) for key in ROW_KEY) for row in records(overall)]
-    reference = next((row for row in rows if row_label(*row) == context.reference), rows[0])
+    labels = [row_label(*row, with_budget=True) for row in rows]
+    reference = rows[labels.index(context.reference)] if context.reference in labels else rows[0]
     difference = differences_to(pairs, reference)
     seeds = int(overall["seed_count"].max())
     lines = [
@@ -77,7 +78,8 @@ def _trained(made_by: dict[str, Any]) -> str:
     commits = made_by.get("trained_at", [])
     if commits in ([], [made_by["commit"]]):
         return ""
-    return f"; rows trained at {', '.join(c[:7] + c[40:] for c in commits)}"
+    told = [c[:7] + c[40:] if c != "unknown" else "commits that their logs do not name" for c in commits]
+    return f"; rows trained at {', '.join(told)}"
 
 
 def _p_text(p: float, resamples: int) -> str:

@@ -34,6 +34,9 @@ def table_notes(plan: Plan) -> tuple[str, ...]:
     if any(run.training.caption_weight for run in plan.trained):
         notes.append(_CAPTIONED)
     for run in runs:
-        if departs := get_projector(run.source).departs:
-            notes.append(f"{run.projector} {departs}.")
+        info = get_projector(run.source)
+        if info.departs:
+            notes.append(f"{run.projector} {info.departs}.")
+        if info.acts_on == "superpixels":
+            notes.append(f"{run.projector} has no language model: its tokens are what it chooses among.")
     return tuple(dict.fromkeys(notes))

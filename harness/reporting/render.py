@@ -219,7 +219,8 @@ def caption(main: pd.DataFrame, context: ReportContext) -> str:
             f"Learning rates: {grid} times the recipe's, chosen by gIoU on held-out images of train."
         )
     parts.append(
-        f"Mean of {' or '.join(map(str, seeds))} seeds, sd in main.csv."
+        f"Mean of {' or '.join(map(str, seeds))} seeds, sd in main.csv; intervals are over images, given "
+        "these seeds, and leave out what others would change."
         if seeds != [1]
         else "One seed: intervals leave out what training again would change."
     )

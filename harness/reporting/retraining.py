@@ -25,10 +25,9 @@ class Retraining(NamedTuple):
     sd: float
     freedom: int
 
-    @property
-    def half(self) -> float:
-        """Of the 95 % interval of a difference of two rows trained once (Student's t)."""
-        return float(stats.t.ppf(0.975, self.freedom)) * math.sqrt(2) * self.sd
+    def half(self, seeds: int = 1) -> float:
+        """Of the 95 % interval of a difference of two rows, each a mean of ``seeds`` (Student's t)."""
+        return float(stats.t.ppf(0.975, self.freedom)) * math.sqrt(2 / seeds) * self.sd
 
     @property
     def told(self) -> str:
@@ -36,7 +35,7 @@ class Retraining(NamedTuple):
         return (
             "Rows are trained once; between the seeds of study [seeds](seeds/tables/main.md) a row's mean "
             f"gIoU has a standard deviation of {100 * self.sd:.2f} points ({self.freedom} degrees of "
-            f"freedom), which leaves a difference of two rows open by ±{100 * self.half:.1f}."
+            f"freedom), which leaves a difference of two rows open by ±{100 * self.half():.1f}."
         )
 
 

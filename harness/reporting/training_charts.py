@@ -20,6 +20,8 @@ __all__ = ["loss_curves", "read_log", "run_row", "stage_times"]
 
 # Stages of one inference, in order; other timings (totals, training steps) are no part of the stack.
 _PIPELINE = ("vision", "sam_encode", "superpixels", "project", "prefill", "decode", "mask")
+# Timings of stages that an inference holds: from the photograph on, what follows stored features too.
+_HOLDS = {"cold": ("cold", "cached"), "cached": ("cached",)}
 
 
 def read_log(path: Path | str) -> pd.DataFrame:
@@ -125,7 +127,10 @@ def _loss_of_each(
 
 
 def stage_times(efficiency: pd.DataFrame, context: ReportContext) -> Figure:
-    """Where the time of one inference goes, stacked by stage, a panel a case and batch."""
+    """Where the time of one inference goes, stacked by stage, a panel a case and batch.
+
+    ``cold`` is all of it, from the photograph on; ``cached`` starts from stored features and superpixels.
+    """
     table = efficiency[efficiency["stage"].isin(_PIPELINE)].dropna(subset=["median_ms"])
     panels = list(dict.fromkeys(table[["case", "batch"]].itertuples(index=False, name=None))) or [("", 0)]
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
@@ -138,7 +143,7 @@ def stage_times(efficiency: pd.DataFrame, context: ReportContext) -> Figure:
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     for axes, (case, batch) in zip(grid.flat, panels, strict=False):
-        part = table[(table["case"] == case) & (table["batch"] == batch)]
+        part = table[table["case"].isin(_HOLDS.get(case, ())) & (table["batch"] == batch)]
         start = np.zeros(len(rows))
         for stage in used:
             times = part[part["stage"] == stage].set_index(list(ROW_KEY))["median_ms"].reindex(rows).fillna(0)

@@ -5,7 +5,8 @@ Definitions (the arithmetic that LISA, GLaMM and GSVA share, without their epsil
 * IoU of an expression is ``I / U`` in pixels at the photograph's own resolution, 1 where prediction
   and ground truth are both empty.
 * **gIoU** is the mean IoU over expressions, **cIoU** is ``sum I / sum U``, **P@X** the share of
-  expressions with IoU above ``X``.
+  expressions with IoU above ``X``, of those that mean something (as GRES's evaluation has it: ``nothing``
+  answered to all would else score there).
 
 Pixel counts are integers from the run-length codes; no mask is decoded and nothing is averaged
 while it streams by. A failed prediction is an empty mask: it scores 0 and its ground truth joins the
@@ -253,7 +254,8 @@ def group_status(statuses: pd.Series) -> str:
 def summarise(scores: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """gIoU, cIoU, P@X and visual tokens of each group of rows.
 
-    Where every row of a group failed nothing was measured: its figures are missing, not zero.
+    Where every row of a group failed nothing was measured: its figures are missing, not zero; and so is P@X
+    where no expression has a target.
 
     Args:
         scores: rows with ``SCORE_COLUMNS``.
@@ -265,7 +267,7 @@ def summarise(scores: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """
     rows = scores.assign(iou=expression_iou(scores), done=scores["status"].eq("ok"))
     for threshold in THRESHOLDS:
-        rows[f"p{threshold * 100:.0f}"] = rows["iou"] > threshold
+        rows[f"p{threshold * 100:.0f}"] = (rows["iou"] > threshold).where(rows["gt_area"] > 0).astype(float)
     precision = [f"p{t * 100:.0f}" for t in THRESHOLDS]
     rows["tokens"] = rows["visual_tokens"].where(rows["done"]).astype(float)
     groups = rows.groupby(list(by), sort=True)

@@ -6,6 +6,7 @@ import pytest
 
 from harness import triggers
 from harness.config.recipe import ProtocolConfig
+from harness.doctor import examine
 from harness.plan import Plan
 from harness.study import read_study
 
@@ -90,6 +91,32 @@ def test_weights_replaced_where_they_lie_leave_no_shard(tmp_path, part, made_ane
     assert changed(before, identities(planned(**deltas))) == set()
     (weights / "model.safetensors").write_text("another")
     assert changed(before, identities(planned(**deltas))) == made_anew
+
+
+def test_a_checkpoint_of_the_superpixels_own_leaves_no_shard_and_is_looked_for(tmp_path):
+    weights = tmp_path / "sam2"
+    options = {"checkpoint": str(weights)}
+    row = {"name": "svp", "set": {"superpixels.source": "sam_transformers", "superpixels.options": options}}
+    raw = read_study(ROOT / "config/studies/smoke.yaml", ROOT)
+
+    def plan():
+        return Plan.from_raw({**raw, "rows": [row], "reference_row": "svp"}, ROOT)
+
+    def told():
+        (found,) = [f for f in examine(plan()) if f.check.startswith("superpixels: ")]
+        return found.status
+
+    assert told() == "missing"
+    weights.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (weights / name).write_text("first")
+    assert told() == "ok"
+    before = identities(plan())
+    assert changed(before, identities(plan())) == set()
+    (weights / "model.safetensors").write_text("another")
+    assert changed(before, identities(plan())) == {"superpixels"}
+    key = plan().keys(next(iter(plan().runs.values()))).superpixels
+    assert weights / "model.safetensors" in plan().superpixel_inputs(key)
 
 
 def test_masks_hang_on_the_embedding_that_they_are_decoded_from():

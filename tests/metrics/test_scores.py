@@ -60,6 +60,9 @@ def test_both_empty_scores_one_and_failure_scores_zero(study):
     predictions.loc[predictions.sent_id == 103, "rle"] = None
     scores = score_predictions(predictions, expressions, annotations).set_index("sent_id", drop=False)
     assert expression_iou(scores.loc[[103]])[0] == 1
+    # of the two that mean something one is above; "nothing" earns gIoU and no P@X
+    said = summarise(scores, ["split"]).set_index("split").loc["testA"]
+    assert said["p50"] == 1 / 2 and said["giou"] == pytest.approx((1 + 0 + 3 / 4) / 3)
     predictions.loc[predictions.sent_id == 103, "status"] = "failed: out of memory"
     failed = score_predictions(predictions, expressions, annotations).set_index("sent_id", drop=False)
     assert expression_iou(failed.loc[[103]])[0] == 0

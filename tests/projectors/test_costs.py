@@ -203,6 +203,8 @@ def test_released_counts_all_agree(tmp_path):
     assert not (report["agrees"] == "no").any()
     assert (report["agrees"] == "yes").sum() == len(pd.read_csv(PUBLISHED))
     assert (tmp_path / "parameters.md").read_text().count("\n- **") == report["projector"].nunique()
+    for name in ("parameters.csv", "parameters.md"):  # the committed ones are those of this code
+        assert (tmp_path / name).read_text() == (PUBLISHED.parents[1] / "reference" / name).read_text()
 
 
 def test_a_wrong_released_count_is_reported(tmp_path):

@@ -1,5 +1,6 @@
 """Mistakes in a projector's file of one's own are one sentence that names the file."""
 
+import json
 import sys
 
 import pytest
@@ -67,13 +68,25 @@ def test_a_helper_that_another_hides_is_refused(tmp_path, lone_imports):
         load_projector(with_helper(tmp_path / "b", 4))
 
 
-@pytest.mark.parametrize("command", ["plan", "doctor"])
-def test_the_program_says_it_in_one_line(tmp_path, command, monkeypatch, capsys):
+def test_the_program_says_it_in_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(HEAD + "    def forward(self:\n")
     (tmp_path / "mine.yaml").write_text(f"rows: [mlp, {tmp_path / 'mine.py'}]")
-    monkeypatch.setattr("sys.argv", ["svp", command, str(tmp_path / "mine.yaml")])
+    monkeypatch.setattr("sys.argv", ["svp", "plan", str(tmp_path / "mine.yaml")])
     with pytest.raises(SystemExit) as ended:
         main()
     said = capsys.readouterr().err.strip()
     assert ended.value.code == 1
     assert said.startswith("svp: ") and len(said.splitlines()) == 1 and "line 6" in said
+
+
+def test_the_doctor_tells_it_as_a_finding(tmp_path, monkeypatch, capsys):
+    """Its exit status is 0 or 2: anything else is a bug of the doctor's."""
+    (tmp_path / "mine.py").write_text(HEAD + "    def forward(self:\n")
+    (tmp_path / "mine.yaml").write_text(f"rows: [mlp, {tmp_path / 'mine.py'}]")
+    for file, said in (("mine.yaml", "line 6"), ("nowhere.yaml", "nowhere.yaml")):
+        monkeypatch.setattr("sys.argv", ["svp", "doctor", str(tmp_path / file), "--json"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        (finding,) = json.loads(capsys.readouterr().out)["findings"]
+        assert ended.value.code == 2
+        assert finding["status"] == "wrong" and said in finding["check"] and finding["mend"]

@@ -23,7 +23,7 @@ def tables(made_up, tmp_path_factory):
 @pytest.fixture
 def reference(made_up, tmp_path):
     """Two snapshots of the made-up study, the second relative to another projector."""
-    for name, projector in (("default", "dense"), ("a_study", "coin_flip")):
+    for name, projector in (("default", "dense"), ("a_study", "coin_flip @36")):
         context = ReportContext.from_study(made_up["config"], resamples=50)
         context = context.model_copy(update={"study": name, "reference": projector})
         tables = tmp_path / name / "tables"

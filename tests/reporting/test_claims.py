@@ -42,6 +42,23 @@ def test_a_gain_is_the_difference_of_the_means_and_the_nearest_row_decides(refer
     assert (back.value, back.low, back.high) == pytest.approx((-both.value, -both.high, -both.low))
 
 
+def test_a_rival_further_off_but_less_certain_bounds_the_gain(reference):
+    tables = reference / "default" / "tables"
+    pairs = read_csv(tables / "differences.csv")
+    # dense minus each: the nearest at +2.0 [+0.5, +3.5], another at +2.1 [-0.1, +4.3]
+    for budget, found in (("36", (0.020, 0.005, 0.035)), ("9", (0.021, -0.001, 0.043))):
+        is_pair = pairs["projector"].eq("dense") & pairs["other_projector"].eq("pool")
+        is_pair &= pairs["other_budget"].eq(budget) & pairs["dataset"].eq("all")
+        assert is_pair.sum() == 1
+        pairs.loc[is_pair, ["giou_difference", "low", "high"]] = found
+    write_csv(tables / "differences.csv", pairs)
+    alone = measured(reference, measure="giou", row="dense", minus=["pool..36"])
+    assert alone.verdict(0) == "reproduced here"
+    both = measured(reference, measure="giou", row="dense", minus=["pool..36", "pool..9"])
+    assert both == (pytest.approx(0.02), pytest.approx(-0.001), pytest.approx(0.035), "pool @36")
+    assert both.verdict(0) == "not told apart"
+
+
 @pytest.mark.parametrize(
     ("bar", "verdict"),
     [
@@ -155,7 +172,7 @@ def test_training_again_widens_the_interval_of_rows_trained_once(reference, seed
     again = retraining(seeds / "seeds")
     # variances 9e-6 and 16e-6 at 2 and 1 degrees of freedom; Student's t of 3 at 0.975 is 3.182 (any table)
     assert again.sd == pytest.approx((34e-6 / 3) ** 0.5) and again.freedom == 3
-    assert again.half == pytest.approx(3.182 * (2 * 34e-6 / 3) ** 0.5, rel=1e-3)
+    assert again.half() == 2 * again.half(4) == pytest.approx(3.182 * (2 * 34e-6 / 3) ** 0.5, rel=1e-3)
     wide = Finding(0.07, 0.04, 0.09, "x").widened(0.04)
     assert (wide.value, wide.low, wide.high) == pytest.approx((0.07, 0.02, 0.07 + 0.002**0.5))
     test = {"measure": "giou", "row": "dense", "minus": ["pool..9"], "at_least": 0.03, "study": "default"}
@@ -167,10 +184,30 @@ def test_training_again_widens_the_interval_of_rows_trained_once(reference, seed
         [float(x) for x in re.search(r"\+([\d.]+) \[\+([\d.]+), \+([\d.]+)\]", page).groups()]
         for page in (before, after)
     )
-    half = 100 * again.half
+    half = 100 * again.half()
     assert narrow[0] == wider[0]
     assert wider[1] == pytest.approx(wider[0] - math.hypot(narrow[0] - narrow[1], half), abs=0.11)
     assert wider[2] == pytest.approx(wider[0] + math.hypot(narrow[2] - narrow[0], half), abs=0.11)
+
+
+def test_means_of_several_seeds_are_widened_by_their_own_spread(reference):
+    tables = reference / "default" / "tables"
+    test = {"measure": "giou", "row": "dense", "minus": ["pool..9"], "at_least": 0.03, "study": "default"}
+    claim = Claim(claim="better", published="+3", test=test)
+    narrow = claims_page([claim], reference)
+    overall = read_csv(tables / "overall.csv")
+    overall["seed_count"], overall["giou_sd"] = 4, 0.02
+    write_csv(tables / "overall.csv", overall)
+    values = [
+        [float(x) for x in re.search(r"\+([\d.]+) \[\+([\d.]+), \+([\d.]+)\]", page).groups()]
+        for page in (narrow, claims_page([claim], reference))
+    ]
+    # seven rows of four seeds: Student's t of 21 at 0.975 is 2.080 (any table); a mean of four, twice
+    half = 100 * 2.080 * 0.02 * (2 / 4) ** 0.5
+    assert len(overall) == 7 and values[0][0] == values[1][0]
+    assert values[1][1] == pytest.approx(
+        values[0][0] - math.hypot(values[0][0] - values[0][1], half), abs=0.11
+    )
 
 
 def test_the_page_says_what_is_not_measured_and_why(reference):

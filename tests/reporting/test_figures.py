@@ -210,11 +210,15 @@ def test_stacked_times_add_up_and_totals_stay_out(tables):
     total = efficiency[efficiency["stage"] == "vision"].assign(stage="total", median_ms=1e6)
     context = ReportContext(study="x", data="synthetic")
     figure = stage_times(pd.concat([efficiency, total]), context)
-    axes = figure.axes[0]
-    ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
-    part = efficiency[(efficiency["case"] == "cold-forced") & (efficiency["batch"] == 1)]
-    sums = part.groupby(["projector", "variant", "budget"])["median_ms"].sum()
-    assert max(ends) == pytest.approx(sums.max(), rel=1e-5)
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert list(panels) == ["cold, batch 1", "cold, batch 8", "cached, batch 1", "cached, batch 8"]
+    for batch in (1, 8):
+        one = efficiency[efficiency["batch"] == batch]
+        for case, part in (("cold", one), ("cached", one[one["stage"].isin(["project", "prefill"])])):
+            bars = panels[f"{case}, batch {batch}"].patches
+            sums = part.groupby(["projector", "variant", "budget"])["median_ms"].sum()
+            longest = max(bar.get_x() + bar.get_width() for bar in bars)
+            assert longest == pytest.approx(sums.max(), rel=1e-5)
     plt.close(figure)
 
 

@@ -35,10 +35,11 @@ def holding(words, notes):
 
 
 def test_the_default_study_says_what_its_models_and_its_recipe_are(notes):
-    pretrained, captioned, rebuilt = notes()
+    pretrained, captioned, rebuilt, chosen = notes()
     assert pretrained.startswith("Tiny models, pretrained on scenes of the same generator")
     assert captioned.startswith("Every row is also trained on captions of objects")
     assert rebuilt.startswith("svp is built from the abstract and from summaries of arXiv 2509.13676")
+    assert chosen == "oracle has no language model: its tokens are what it chooses among."
 
 
 def test_the_recipe_without_captions_says_nothing_of_them(notes):

@@ -55,6 +55,7 @@ def test_rows_share_what_is_frozen_and_answer_as_if_alone(trained):
     trained = trained.plan
     rows = _rows(trained, trained.trained, torch.device("cpu"))
     learnt = rows[0].model.trained_state().keys()
+    assert len({id(row.data.arrays["sam"]) for row in rows}) == 1
     for name, parameter in rows[0].model.named_parameters():
         others = [dict(row.model.named_parameters()).get(name) for row in rows[1:]]
         same = [other is not None and other.data_ptr() == parameter.data_ptr() for other in others]
@@ -140,6 +141,18 @@ def test_all_take_turns_within_a_case(monkeypatch):
     assert first == ["one", "two"] + ["one", "two"] * 3
 
 
+def test_an_encoder_takes_its_turn_beside_the_rows_and_has_no_training_step(monkeypatch):
+    log = []
+    encoder = Told("encoder", log, {1: ["a", "b"]})
+    row = Told("row", log, {1: ["a", "b"], timing.TRAIN: ["step"]})
+    fake_clock(monkeypatch, lambda n: n)
+    monkeypatch.setattr(timing, "count_flops", lambda work: 7.0)
+    timing.time_in_turns([encoder, row], {1: 2, timing.TRAIN: 2}, "nothing", torch.device("cpu"))
+    assert encoder.found.samples == {("work", 1): [1, 5]}  # the clock's 0 and 2, then 4 and 6
+    assert row.found.samples == {("work", 1): [2, 6], ("work", timing.TRAIN): [8, 9]}
+    assert [name for name, _, group in log if group == "a"] == ["encoder", "row"] * 3
+
+
 def test_a_speed_up_is_the_median_over_photographs(trained):
     rows = _rows(trained.plan, trained.plan.trained[:2], torch.device("cpu"))
     for row, factor in zip(rows, ([4, 4, 4], [1, 2, 8]), strict=True):
@@ -154,11 +167,31 @@ def test_a_speed_up_is_the_median_over_photographs(trained):
 
 def test_photographs_are_spread_over_the_splits(trained):
     run = trained.plan.trained[0]
-    cases = efficiency._cases(RunData(trained.plan, run).expressions, run)
+    cases = efficiency._cases(RunData(trained.plan, run), run)
     first = [group for [group] in cases[1]]
     assert len({tuple(g[["dataset", "split", "image_id"]].iloc[0]) for g in first}) == 8 == len(cases[8][0])
     assert len({tuple(g[["dataset", "split"]].iloc[0]) for g in first}) > 2
     assert all(g["image_id"].nunique() == 1 for g in first)
+
+
+def test_a_training_step_is_timed_on_train_photographs_whose_features_are_stored(trained):
+    run = trained.plan.trained[0]
+    data = RunData(trained.plan, run)
+    train = data.expressions[data.expressions["split"].eq("train")]
+    ids = sorted(train["image_id"].unique().tolist())
+
+    def of_a_step():
+        [groups] = efficiency._cases(data, run)[timing.TRAIN]
+        assert len(groups) == run.training.images_per_step
+        assert all(len(g) <= run.training.expressions_per_image for g in groups)
+        return [int(i) for g in groups for i in g["image_id"].unique()]
+
+    assert set(of_a_step()) <= set(ids)
+    stored = data.arrays["sam"].array._place  # a budget of two photographs
+    for image_id in [*stored]:
+        if image_id not in ids[1:3]:
+            del stored[image_id]
+    assert of_a_step() == ids[1:3]
 
 
 def test_what_is_timed_is_the_model_that_predicts(trained):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from saved_transformers_sam import save_transformers_sam
 
@@ -18,6 +19,8 @@ from harness.scoring.rle import overlap
 from harness.segmentation import Segmenter
 from harness.stages import run_stage
 from harness.tensors import save_tensors
+from svp.commands import attention
+from svp.overlay import draw_attention
 
 ROWS = ["svp", "mlp", {"name": "text_blind", "of": "svp"}]
 
@@ -105,6 +108,31 @@ def test_any_photograph_is_answered_at_its_own_size(finished, tmp_path, capsys):
     finished.plan.weights(finished.plan.run_named("mlp").id).unlink()
     with pytest.raises(ValueError, match=r"mlp.* is not trained: .* run the study first"):
         app([*asked, "--row", "mlp"])
+
+
+def test_where_a_trained_svp_looks_can_be_drawn(finished, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    pixels = np.kron(rng.integers(0, 256, (5, 8, 3)), np.ones((12, 17, 1))).astype(np.uint8)  # 60 x 136
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    (tmp_path / "study.yaml").write_text(json.dumps(finished.raw))
+    files = {"study": [tmp_path / "study.yaml"], "out": tmp_path / "looks.png"}
+    attention(tmp_path / "photo.png", most=2, **files)
+    told = json.loads(capsys.readouterr().out)
+    segmenter = Segmenter(finished.plan, finished.plan.run_named("svp"))
+    seen = segmenter.read(pixels)
+    assert told["superpixels"] == len(seen.superpixels.masks)
+    # the largest superpixel comes first, lit by the mean of its heads
+    drawn = np.asarray(Image.open(tmp_path / "looks.png")).astype(int)
+    assert drawn.shape == (60, 136 * told["drawn"], 3)
+    with torch.no_grad():
+        weights = segmenter.projector.attention_maps(seen.features)
+    assert torch.allclose(weights.sum(dim=-1), torch.ones(weights.shape[:2]), atol=1e-5)
+    largest = int(np.argmax(seen.superpixels.masks.sum(axis=(1, 2))))
+    mask = seen.superpixels.masks[largest]
+    alone = draw_attention(pixels, weights[largest].mean(dim=0).numpy(), seen.features.grid, mask)
+    assert np.array_equal(drawn[:, :136], alone)
+    with pytest.raises(ValueError, match="mlp has no SSA"):
+        attention(tmp_path / "photo.png", row="mlp", **files)
 
 
 def test_superpixels_of_a_large_photograph_are_made_from_a_small_copy(finished, monkeypatch):

@@ -139,7 +139,20 @@ def test_superpixel_benchmark_compares_with_the_official_generator(confident):
     assert result["exact_matched_iou"] > 0.999
     assert result["adaptive_prompt_share"] <= 0.25
     assert 0 <= result["adaptive_matched_iou"] <= 1 and result["images"] == 2
-    assert all(seconds > 0 for seconds in result["seconds"].values())
+    seconds = result["seconds"]
+    assert all(value > 0 for value in seconds.values())
+    for ratio, above in (("", "official"), ("_same_gate", "official_same_gate"), ("_over_full", "full")):
+        assert result[f"adaptive_speedup{ratio}"] == seconds[above] / seconds["adaptive"]
+
+
+def test_superpixel_benchmark_convolves_in_float32_and_leaves_the_setting(confident):
+    seen = []
+    layer = confident.mask_decoder.output_upscaling[0]
+    layer.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    before = torch.backends.cudnn.allow_tf32
+    bench_superpixels(confident, [photograph(seed=0)], points_per_side=2, warm_up=0)
+    assert seen and not any(seen)
+    assert torch.backends.cudnn.allow_tf32 is before
 
 
 def test_projector_benchmark_counts_what_the_shapes_say():

@@ -133,7 +133,7 @@ def make_study(folder, images=24, per_image=3, seeds=(0,), rows=None, splits=SPL
             for batch in (1, 8):
                 timing = {
                     "stage": stage,
-                    "case": "cold-forced",
+                    "case": "cold" if stage in ("vision", "sam_encode") else "cached",
                     "batch": batch,
                     "median_ms": median * batch**0.8,
                 }

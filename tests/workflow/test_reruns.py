@@ -58,6 +58,22 @@ def test_an_edited_base_is_followed_to_the_controls_that_stand_on_it(edited):
     assert "predict mlp.base.auto.s0" not in jobs
 
 
+def test_an_edited_superpixel_source_makes_its_own_again(edited):
+    edited.edit("svp/superpixels/slic.py", "start_label=0", "start_label=1")
+    jobs = edited.planned()
+    assert {job.split("-")[0] for job in jobs if job.startswith("superpixels")} == {"superpixels slic"}
+    assert jobs >= row("svp_slic.base.auto.s0")
+    assert {job.split(".")[0] for job in jobs if job.startswith("train ")} == {"train svp_slic"}
+
+
+def test_the_whole_grid_of_the_main_study_is_planned_within_ten_seconds(finished):
+    """At paper size, with its seeds, budgets and searches; CPU time, as of the second run."""
+    before = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    jobs = finished.planned("--configfile", "config/paper.yaml", "config/studies/main.yaml")
+    assert sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before < 10
+    assert len([job for job in jobs if job.startswith("predict ")]) > 200
+
+
 def test_an_edited_metric_scores_again_and_trains_nothing(edited):
     edited.edit("harness/scoring/metrics.py", "def score_stage(", "NEW_CONSTANT = 1\n\n\ndef score_stage(")
     jobs = edited.planned()
