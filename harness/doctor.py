@@ -48,9 +48,15 @@ def examine(plan: Plan) -> list[Finding]:
 def _superpixels(run: RunConfig) -> Iterator[Finding]:
     """The checkpoint of a superpixel source that has one of its own."""
     source = run.superpixels.options.get("checkpoint") if run.superpixels is not None else None
-    if source is not None:
-        mend = f"hf download {source} (where there is a network), or name a folder that holds it"
-        yield _hub_weights("superpixels", str(source), mend)
+    if source is None:
+        return
+    mend = f"hf download {source} (where there is a network)"
+    if is_path(source):
+        mend = "put the weights there, or name where they lie as superpixels.options.checkpoint"
+    try:
+        yield _hub_weights("superpixels", expand_source(source, "superpixels"), mend, (".safetensors",))
+    except ValueError as error:
+        yield Finding(f"superpixels: {error.__cause__}", "missing", mend)
 
 
 def _rows(plan: Plan) -> Iterator[Finding]:
@@ -107,7 +113,9 @@ def _weight_file(part: str, path: Path, sha256: str | None, mend: str) -> Findin
     return Finding(f"{part}: {path}" + (", its sha256 is right" if sha256 else ""), "ok")
 
 
-def _hub_weights(part: str, source: str, mend: str) -> Finding:
+def _hub_weights(
+    part: str, source: str, mend: str, kinds: tuple[str, ...] = (".safetensors", ".bin")
+) -> Finding:
     """A local folder, or a name of the Hugging Face hub whose files are in the cache."""
     folder = Path(source)
     local = folder.is_dir()
@@ -122,7 +130,7 @@ def _hub_weights(part: str, source: str, mend: str) -> Finding:
         names = [f.file_name for repo in found for r in repo.revisions for f in r.files]
     else:
         names = [path.name for path in folder.iterdir()]
-    if "config.json" in names and any(n.endswith((".safetensors", ".bin")) for n in names):
+    if "config.json" in names and any(n.endswith(kinds) for n in names):
         return Finding(f"{part}: {source}" + ("" if local else " is in the Hugging Face cache"), "ok")
     what = (
         "holds no config.json with weights" if local else "is neither a folder nor in the Hugging Face cache"

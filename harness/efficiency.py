@@ -10,7 +10,7 @@ masks, as it does in training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -103,11 +103,11 @@ class _Row(Member):
         visual = model.visual_tokens(features)
         packed = model.pack(visual, texts)
         prompts = model.seg_prompts(model.hidden(packed), packed)
-        per_expression = sam[packed.image_index]
         return {
             "project": lambda: model.visual_tokens(features),
             "prefill": lambda: model.seg_prompts(model.hidden(model.pack(visual, texts)), packed),
-            "mask": lambda: model.mask_logits(prompts, per_expression),
+            # a copy an expression: kept for every row, they would fill a GPU
+            "mask": lambda: model.mask_logits(prompts, sam[packed.image_index]),
         }
 
     def _train_step(self, groups: Batch) -> Callable[[], object]:
@@ -128,15 +128,18 @@ def _spread(rows: pd.DataFrame, most: int) -> Batch:
     return [rows.take(places[names[i]]) for i in dict.fromkeys(chosen.tolist())]
 
 
-def _cases(data: RunData, run: RunConfig) -> dict[int, list[Batch]]:
-    """Batches of images with all their expressions, by batch size; ``TRAIN`` is a training step's."""
+def _cases(data: RunData, run: RunConfig, sources: Collection[FeatureSource]) -> dict[int, list[Batch]]:
+    """Batches of images with all their expressions, by batch size; ``TRAIN`` is a training step's.
+
+    Its photographs are stored in all of ``sources``, those of other rows too: all learn from the same ones.
+    """
     photographs = _spread(evaluated(data.expressions, run.splits), _PHOTOGRAPHS)
     cases = {1: [[group] for group in photographs]}
     if len(photographs) == _PHOTOGRAPHS:
         cases[_PHOTOGRAPHS] = [photographs]
     train = data.expressions[data.expressions["split"].eq("train")]
     # what a budget left out of the cache would be encoded within the clock
-    stored = train["image_id"].map(lambda i: all(i in source.array for source in data.arrays.values()))
+    stored = train["image_id"].map(lambda i: all(i in source.array for source in sources))
     step = _spread(train[stored] if stored.any() else train, run.training.images_per_step)
     return {**cases, TRAIN: [[group.head(run.training.expressions_per_image) for group in step]]}
 
@@ -144,15 +147,17 @@ def _cases(data: RunData, run: RunConfig) -> dict[int, list[Batch]]:
 def _rows(plan: Plan, runs: list[RunConfig], device: torch.device) -> list[_Row]:
     """The trained rows, one copy of what they share: a 7B model is there once, not once a row."""
     rows: list[_Row] = []
-    features: dict[str, FeatureSource] = {}
-    frozen: dict[tuple[object, ...], dict[str, Tensor]] = {}
-    for run in tqdm(runs, desc="load the rows", mininterval=5):
-        data, keys = RunData(plan, run), plan.keys(run)
+    opened = [RunData(plan, run) for run in runs]
+    features: dict[str, dict[str, FeatureSource]] = {}
+    for run, data in zip(runs, opened, strict=True):
         # of what a budget left out of the cache, the encoder is loaded once
-        data.arrays = {item: features.setdefault(keys.feature(item), s) for item, s in data.arrays.items()}
+        keys, of_data = plan.keys(run), features.setdefault(plan.keys(run).data, {})
+        data.arrays = {item: of_data.setdefault(keys.feature(item), s) for item, s in data.arrays.items()}
+    frozen: dict[tuple[object, ...], dict[str, Tensor]] = {}
+    for run, data in tqdm(list(zip(runs, opened, strict=True)), desc="load the rows", mininterval=5):
         model = build_model(plan, run, data.vision_width)
         load_stage(model, plan.weights(run.id))
-        row = _Row(run, data, model, _cases(data, run))
+        row = _Row(run, data, model, _cases(data, run, features[plan.keys(run).data].values()))
         sources = (plan.model_source(run, part) for part in ("language", "sam"))
         kept = frozen.setdefault((*sources, run.models.language, run.training.dtype), {})
         row.share_frozen(kept, device)

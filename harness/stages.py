@@ -114,7 +114,8 @@ def _train(plan: Plan, run: RunConfig, stage: int) -> None:
         mark_diverged(plan, run, 2)
         return
     if take_trained(plan, run, stage):
-        _forget_checkpoints(plan, run)
+        if stage == 2:
+            _forget_checkpoints(plan, run)
         return
     if run.training.workers > 1:
         from harness.processes import launch

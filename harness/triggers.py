@@ -153,6 +153,7 @@ def checkpoint_trigger(plan: Plan, run: RunConfig, stage: int = 2) -> str:
     upstream += [feature_trigger(plan, keys.feature(item)) for item in keys.feature_items]
     if (key := keys.superpixels) is not None:
         upstream.append(superpixel_trigger(plan, key))
+        upstream += [str(file_stamp(path)) for path in superpixel_weights(run.superpixels)]
     return digest(upstream)
 
 

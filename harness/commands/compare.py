@@ -36,7 +36,7 @@ def compare(
     """
     from harness.files import read_json, write_json
     from harness.reporting.agreement import agreement, beyond
-    from harness.reporting.context import ROW_KEY, row_label
+    from harness.reporting.context import ROW_KEY, read_csv, row_label
     from harness.reporting.retraining import retraining
 
     if seeds is not None and not (seeds / "tables" / "overall.csv").is_file():
@@ -45,13 +45,15 @@ def compare(
         )
     found = agreement(first, second)
     again = retraining(seeds or Path("results/reference/seeds"))
-    far = beyond(found, again.half()) if again else None
+    runs = [read_csv(folder / "tables" / "overall.csv") for folder in (first, second)]
+    half = again.half(min(int(table["seed_count"].min()) for table in runs)) if again else None
+    far = beyond(found, half) if half is not None else None
     provenance = [folder / "provenance.json" for folder in (first, second)]
     value = {
         "study": read_json(first / "tables" / "context.json")["study"],
         "made_by": [read_json(file) if file.is_file() else None for file in provenance],
         **{name: round(getattr(found, name), 6) for name in ("shift", "sd", "spearman")},
-        "seed_half": round(again.half(), 6) if again else None,
+        "seed_half": round(half, 6) if half is not None else None,
         "told": found.told,
         "same_run": found.same.to_dict("records"),
         "rows": json_module.loads(found.rows.round(6).to_json(orient="records")),
@@ -68,9 +70,7 @@ def compare(
         lines.append(f"{label(row):28} {100 * moved[0]:6.1f} {100 * moved[1]:6.1f} {100 * moved[2]:+6.1f}")
     lines += [f"{label(row):28} the same trained run" for row in found.same.to_dict("records")]
     lines += ["", found.told]
-    if again is not None and far is not None:
+    if half is not None and far is not None:
         names = ", ".join(label(row) for row in far.to_dict("records")) or "none"
-        lines.append(
-            f"Beside that, moved by more than another seed may (±{100 * again.half():.1f}): {names}."
-        )
+        lines.append(f"Beside that, moved by more than another seed may (±{100 * half:.1f}): {names}.")
     answer(value, json, "\n".join(lines))

@@ -279,6 +279,7 @@ def claims_page(claims: list[Claim], reference: Path) -> str:
     lines = ["| claim | published | measured here | at least | found | verdict |"]
     lines.append("|:---|:---|:---|---:|---:|:---|")
     studies: dict[str, None] = {}
+    widened: dict[str, str] = {}
     for claim in claims:
         test = claim.test
         reason = _unmeasured(claim, reference)
@@ -290,6 +291,7 @@ def claims_page(claims: list[Claim], reference: Path) -> str:
         half = _training_half(reference / test.study, reference / "seeds")
         if half is not None and test.measure == "giou" and finding.low < finding.high:
             finding = finding.widened(half)
+            widened[test.study] = f"; gIoU intervals widened by ±{100 * half:.1f} for training again"
         what = _MEASURES[test.measure].format(other=finding.against)
         how = f"{what}, of {_label(_key(test.row))} in [{test.study}]({test.study}/tables/main.md)"
         how += f" ({claim.caveat})" if claim.caveat else ""
@@ -300,7 +302,8 @@ def claims_page(claims: list[Claim], reference: Path) -> str:
     for study in studies:
         by = read_json(reference / study / "provenance.json")
         effort = ReportContext.checked(read_json(reference / study / "tables" / "context.json")).effort
-        made.append(f"- {study}: effort {effort}, commit {by['commit'][:7]}, on {by['device']}")
+        told = f"- {study}: effort {effort}, commit {by['commit'][:7]}, on {by['device']}"
+        made.append(told + widened.get(study, ""))
     spread = variability(reference)
     if again:
         spread[0] = f"Intervals of gIoU hold what training again would change too. {spread[0]}"

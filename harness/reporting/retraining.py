@@ -46,6 +46,8 @@ def retraining(snapshot: Path) -> Retraining | None:
         return None
     rows = read_csv(file)
     rows = rows[rows["protocol"].eq(rows["protocol"].iloc[0]) & (rows["seed_count"] > 1)]
+    # a row that no seed moves was not trained; one that failed has no spread
+    rows = rows[rows["giou_sd"] > 0]
     freedom = rows["seed_count"].astype(int) - 1
     if rows.empty:
         return None

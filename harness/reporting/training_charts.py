@@ -19,7 +19,7 @@ from harness.reporting.style import PALETTE, Look
 __all__ = ["loss_curves", "read_log", "run_row", "stage_times"]
 
 # Stages of one inference, in order; other timings (totals, training steps) are no part of the stack.
-_PIPELINE = ("vision", "sam_encode", "superpixels", "project", "prefill", "decode", "mask")
+_PIPELINE = ("vision", "sam_encode", "superpixels", "project", "prefill", "mask")
 # Timings of stages that an inference holds: from the photograph on, what follows stored features too.
 _HOLDS = {"cold": ("cold", "cached"), "cached": ("cached",)}
 

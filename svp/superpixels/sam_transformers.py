@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from harness.models.sam import sam_frame
 from harness.superpixels import SuperpixelConfig, device_of_choice
+from harness.weight_sources import expand_source
 from svp.superpixels.prompting import Candidates, select_levels
 from svp.superpixels.sam import SamSuperpixels
 
@@ -31,7 +32,7 @@ class TransformersSam(SamSuperpixels):
         """As of ``sam``, and the checkpoint.
 
         Attributes:
-            checkpoint: folder or hub name with safetensors weights.
+            checkpoint: folder (with variables and ``~``) or hub name with safetensors weights.
             revision: of the hub repository.
             device: where the model runs; by default the GPU if there is one, else the CPU.
             engine: the decoder is called as it is.
@@ -53,10 +54,11 @@ class TransformersSam(SamSuperpixels):
         if config is None:
             raise ValueError("superpixel source 'sam_transformers' needs 'checkpoint': a folder or hub name")
         super().__init__(config)
-        source = {"pretrained_model_name_or_path": self.config.checkpoint, "revision": self.config.revision}
+        name = expand_source(self.config.checkpoint, "superpixels")
+        source = {"pretrained_model_name_or_path": name, "revision": self.config.revision}
         kind = AutoConfig.from_pretrained(**source).model_type
         if kind not in ("sam", "sam2"):
-            raise ValueError(f"{self.config.checkpoint} holds a '{kind}', not a 'sam' or 'sam2' model")
+            raise ValueError(f"{name} holds a '{kind}', not a 'sam' or 'sam2' model")
         model_class: Any = SamModel if kind == "sam" else Sam2Model
         model = model_class.from_pretrained(**source, use_safetensors=True).eval()
         self._model = model.to(device_of_choice(self.config.device))

@@ -93,7 +93,7 @@ def test_weights_replaced_where_they_lie_leave_no_shard(tmp_path, part, made_ane
     assert changed(before, identities(planned(**deltas))) == made_anew
 
 
-def test_a_checkpoint_of_the_superpixels_own_leaves_no_shard_and_is_looked_for(tmp_path):
+def test_a_checkpoint_of_the_superpixels_own_leaves_no_shard_and_is_looked_for(tmp_path, monkeypatch):
     weights = tmp_path / "sam2"
     options = {"checkpoint": str(weights)}
     row = {"name": "svp", "set": {"superpixels.source": "sam_transformers", "superpixels.options": options}}
@@ -107,14 +107,22 @@ def test_a_checkpoint_of_the_superpixels_own_leaves_no_shard_and_is_looked_for(t
         return found.status
 
     assert told() == "missing"
+    options["checkpoint"] = "${SAMS}/sam2"
+    assert told() == "missing"  # the variable is not set
+    monkeypatch.setenv("SAMS", str(tmp_path))
     weights.mkdir()
+    (weights / "config.json").write_text("{}")
+    (weights / "model.bin").write_text("no safetensors")
+    assert told() == "missing"
     for name in ("config.json", "model.safetensors"):
         (weights / name).write_text("first")
     assert told() == "ok"
-    before = identities(plan())
-    assert changed(before, identities(plan())) == set()
+    before, run = identities(plan()), plan().trained[0]
+    kept = triggers.checkpoint_trigger(plan(), run)
+    assert changed(before, identities(plan())) == set() and triggers.checkpoint_trigger(plan(), run) == kept
     (weights / "model.safetensors").write_text("another")
     assert changed(before, identities(plan())) == {"superpixels"}
+    assert triggers.checkpoint_trigger(plan(), run) != kept
     key = plan().keys(next(iter(plan().runs.values()))).superpixels
     assert weights / "model.safetensors" in plan().superpixel_inputs(key)
 

@@ -167,7 +167,8 @@ def test_a_speed_up_is_the_median_over_photographs(trained):
 
 def test_photographs_are_spread_over_the_splits(trained):
     run = trained.plan.trained[0]
-    cases = efficiency._cases(RunData(trained.plan, run), run)
+    data = RunData(trained.plan, run)
+    cases = efficiency._cases(data, run, data.arrays.values())
     first = [group for [group] in cases[1]]
     assert len({tuple(g[["dataset", "split", "image_id"]].iloc[0]) for g in first}) == 8 == len(cases[8][0])
     assert len({tuple(g[["dataset", "split"]].iloc[0]) for g in first}) > 2
@@ -181,7 +182,7 @@ def test_a_training_step_is_timed_on_train_photographs_whose_features_are_stored
     ids = sorted(train["image_id"].unique().tolist())
 
     def of_a_step():
-        [groups] = efficiency._cases(data, run)[timing.TRAIN]
+        [groups] = efficiency._cases(data, run, data.arrays.values())[timing.TRAIN]
         assert len(groups) == run.training.images_per_step
         assert all(len(g) <= run.training.expressions_per_image for g in groups)
         return [int(i) for g in groups for i in g["image_id"].unique()]

@@ -11,6 +11,7 @@ from harness.diverged import is_diverged
 from harness.plan import Plan
 from harness.study import read_study
 from harness.tensors import load_tensors, save_tensors
+from harness.triggers import checkpoint_dir
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "config/studies/smoke.yaml"
@@ -125,6 +126,25 @@ def test_code_that_changed_trains_again(tmp_path, trainings, monkeypatch):
     monkeypatch.setattr("harness.triggers.projector_code", lambda run: "another")
     train(two, run)
     assert len(trainings) == 4
+
+
+def test_checkpoints_go_when_a_run_is_finished_and_no_sooner(tmp_path, trainings):
+    """Those of its earlier code too; those of another run whose name begins alike stay."""
+    one, two = study(tmp_path), study(tmp_path, "two")
+    run = first_run(one)
+
+    def kept(plan):
+        return {path.name for path in (plan.study_dir / "checkpoints").glob("*")}
+
+    for plan in (one, two):
+        for name in (f"{run}-aaaa", checkpoint_dir(plan, plan.runs[run]).name, f"{run}-lr0.1-bbbb"):
+            (plan.study_dir / "checkpoints" / name).mkdir(parents=True)
+        before = kept(plan)
+        train(plan, run, (1,))  # trained in the first study, taken in the second
+        assert kept(plan) == before
+        train(plan, run, (2,))
+        assert kept(plan) == {f"{run}-lr0.1-bbbb"}
+    assert len(trainings) == 2
 
 
 def test_share_runs_off_neither_takes_nor_keeps(tmp_path, trainings):
