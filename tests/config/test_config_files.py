@@ -1,5 +1,6 @@
 """Every file under config/ can be run, and says what it is meant to say."""
 
+import pandas as pd
 import pytest
 from config_files import CONFIGS, ROOT, STUDIES, default, merged
 from shipped import shipped_projectors
@@ -171,6 +172,19 @@ def test_a_word_in_place_of_keys_names_a_part_within_the_part():
     assert runs[1].models.language == runs[0].models.language
     with pytest.raises(ConfigError, match="parts/models/vision; did you mean 'clip'"):
         default(rows=[{**clip, "set": {"models.vision": "clib"}}])
+
+
+SNAPSHOTS = sorted(p.parents[1] for p in (ROOT / "results/reference").glob("*/tables/overall.csv"))
+
+
+@pytest.mark.parametrize("snapshot", SNAPSHOTS, ids=lambda p: p.name)
+def test_a_snapshot_holds_the_rows_that_its_study_asks_for(snapshot):
+    path = ROOT / "config/default.yaml"
+    if snapshot.name != "default":
+        path = ROOT / "config/studies" / f"{snapshot.name}.yaml"
+    table = pd.read_csv(snapshot / "tables" / "overall.csv", dtype=str)
+    rows = set(table[["projector", "variant", "budget"]].agg(".".join, axis=1))
+    assert rows == {run.row for run in Plan.from_raw(merged(path), ROOT).runs.values()}
 
 
 ABLATIONS = [p for p in STUDIES if p.stem not in ("smoke", "main")]
