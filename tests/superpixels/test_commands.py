@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_program_finds_them():
-    assert {p.name for p in entry_points(group="svp.commands")} == {"bench", "superpixels"}
+    assert {p.name for p in entry_points(group="svp.commands")} == {"attention", "bench", "superpixels"}
 
 
 def test_superpixels_of_an_image_are_drawn(tmp_path, capsys):
