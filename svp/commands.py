@@ -115,7 +115,7 @@ def bench_superpixels_command(
     json: bool = False,
     sam: Path | None = None,
     kind: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "tiny",
-    scenes: int = 8,
+    scenes: int = 32,
     points_per_side: int = 32,
     options: str | None = None,
     thresholds: str | None = None,
@@ -130,7 +130,8 @@ def bench_superpixels_command(
         sam: an official checkpoint, or the folder of a tiny SAM; default: that of the default study, trained
             first if there is none.
         kind: of the checkpoint.
-        scenes: where no images are named.
+        scenes: where no images are named; a few are told in a minute, and leave adaptive's matched IoU
+            uncertain.
         points_per_side: prompts a side; 32 is SAM's default.
         options: of the superpixels that `adaptive` is compared in, as JSON; default: the preset `svp`, for
             the default study's SAM that study's, with the predicted-IoU threshold that on as many scenes of

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -132,7 +134,8 @@ def confident(sam):
 
 def test_superpixel_benchmark_compares_with_the_official_generator(confident):
     images = [photograph(seed=s) for s in range(2)]
-    result = bench_superpixels(confident, images, points_per_side=6, options={"min_mask_region_area": 4})
+    measure = partial(bench_superpixels, confident, points_per_side=6, options={"min_mask_region_area": 4})
+    result = measure(images)
     official = [SamAutomaticMaskGenerator(confident, points_per_side=6).generate(i) for i in images]
     assert result["official_masks"] == sum(map(len, official)) > 4
     assert (result["exact_missing"], result["exact_added"]) == (0, 0)
@@ -143,6 +146,12 @@ def test_superpixel_benchmark_compares_with_the_official_generator(confident):
     assert all(value > 0 for value in seconds.values())
     for ratio, above in (("", "official"), ("_same_gate", "official_same_gate"), ("_over_full", "full")):
         assert result[f"adaptive_speedup{ratio}"] == seconds[above] / seconds["adaptive"]
+    alone = [measure([image]) for image in images]
+    one, other = (single["adaptive_matched_iou"] for single in alone)
+    assert result["adaptive_matched_iou"] == pytest.approx((one + other) / 2)
+    # sd of two values is their distance over sqrt(2), its standard error that over sqrt(2) again
+    assert result["adaptive_matched_iou_standard_error"] == pytest.approx(abs(one - other) / 2)
+    assert one != other and alone[0]["adaptive_matched_iou_standard_error"] is None
 
 
 def test_superpixel_benchmark_convolves_in_float32_and_leaves_the_setting(confident):
