@@ -131,8 +131,5 @@ def _superpixels(
     grid: tuple[int, int],
 ) -> None:
     """Masks of photographs, and what the projector reads of them."""
-    geometry = []
-    for image_id, array, embedding in zip(ids, arrays, embeddings, strict=True):
-        made = source.generate(array, image_id=image_id, sam_embedding=embedding)
-        geometry.append(mask_geometry(stood_in(made).masks, grid))
-    on_grid(geometry)
+    found = source.generate_all(arrays, image_ids=ids, sam_embeddings=embeddings)
+    on_grid([mask_geometry(stood_in(made).masks, grid) for made in found])

@@ -126,11 +126,15 @@ def write_superpixels(
             done = read_shard_rows(path, fingerprint, [ids[i] for i in chunk])
             if done is None:
                 encoded = []
-                for i in chunk:
-                    embedding = sam_embeddings(ids[i]) if sam_embeddings is not None else None
-                    made = source.generate(read_rgb(paths[i]), image_id=ids[i], sam_embedding=embedding)
-                    encoded.append(encode_image(ids[i], made, grid))
-                    bar.update()
+                for first in range(0, len(chunk), source.images_at_once):
+                    some = chunk[first : first + source.images_at_once]
+                    given = [sam_embeddings(ids[i]) if sam_embeddings is not None else None for i in some]
+                    photographs = [read_rgb(paths[i]) for i in some]
+                    made = source.generate_all(
+                        photographs, image_ids=[ids[i] for i in some], sam_embeddings=given
+                    )
+                    encoded += [encode_image(ids[i], m, grid) for i, m in zip(some, made, strict=True)]
+                    bar.update(len(some))
                 done = write_shard(path, encoded, fingerprint)
             else:
                 bar.update(len(chunk))

@@ -7,6 +7,7 @@ they declare themselves in literal class attributes (:mod:`harness.discovery`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -99,6 +100,32 @@ class SuperpixelSource:
                 sources that use SAM.
         """
         raise NotImplementedError
+
+    @property
+    def images_at_once(self) -> int:
+        """Images that :meth:`generate_all` is best handed together; 1 where it gains nothing."""
+        return 1
+
+    def generate_all(
+        self,
+        images: Sequence[np.ndarray],
+        *,
+        image_ids: Sequence[int | None] | None = None,
+        sam_embeddings: Sequence[Any] | None = None,
+    ) -> list[SuperpixelMasks]:
+        """The superpixels of several images: of each what :meth:`generate` makes, up to rounding.
+
+        Args:
+            images: ``[H, W, 3]`` uint8 RGB each, of any sizes.
+            image_ids: of each.
+            sam_embeddings: ``[C, h, w]`` of each, or ``None`` for those to be encoded.
+        """
+        ids = image_ids if image_ids is not None else [None] * len(images)
+        given = sam_embeddings if sam_embeddings is not None else [None] * len(images)
+        return [
+            self.generate(image, image_id=image_id, sam_embedding=embedding)
+            for image, image_id, embedding in zip(images, ids, given, strict=True)
+        ]
 
 
 def device_of_choice(device: str | None = None) -> str:

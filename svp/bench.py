@@ -71,6 +71,11 @@ def _official(
     return np.array(found, bool).reshape(len(found), *image.shape[:2])
 
 
+def _flat(masks: np.ndarray) -> np.ndarray:
+    """``[M, H * W]``."""
+    return masks.reshape(len(masks), masks.shape[1] * masks.shape[2])
+
+
 def same_count(
     sam: Sam, images: Sequence[np.ndarray], options: dict[str, Any], points_per_side: int
 ) -> dict[str, float]:
@@ -128,9 +133,10 @@ def bench_superpixels(
 
     All clocks run from the image embedding to masks at image resolution; encoding is timed apart. *exact*
     runs the official default settings and must find the official masks. *adaptive* is compared in what it
-    is made for, the final superpixels of ``options``, with the same on the full grid. Its speed is given
-    against the official generator; against that at adaptive's own thresholds (``same_gate``), as each mask
-    that passes costs time; and against *exact* at ``options`` on the full grid.
+    is made for, the final superpixels of ``options``, with the same on the full grid; it is handed
+    ``adaptive_images`` of its options at once. Its speed is given against the official generator; against
+    that at adaptive's own thresholds (``same_gate``), as each mask that passes costs time; against *exact* at
+    ``options`` on the full grid; and against itself with one image at a time.
 
     Args:
         sam: in eval mode, on the device to measure.
@@ -151,43 +157,59 @@ def bench_superpixels(
     chosen = (options or {}) | shared
     cuts = thresholds or {}
     exact = SamSuperpixels(SamSuperpixels.Config(preset="official_default", **shared | cuts), sam)
-    full = SamSuperpixels(SamSuperpixels.Config(**chosen | {"engine": "exact"}), sam)
+    on_grid = {"engine": "exact", "compute": "float32"}
+    full = SamSuperpixels(SamSuperpixels.Config(**chosen | on_grid), sam)
     adaptive = SamSuperpixels(SamSuperpixels.Config(**chosen | {"engine": "adaptive"}), sam)
     device = torch.device(sam.device)
     gates = ("pred_iou_thresh", "stability_score_thresh")
     own_gate = {name: getattr(adaptive.settings, name) for name in gates}
-    seconds = dict.fromkeys(("encode", "official", "official_same_gate", "exact", "full", "adaptive"), 0.0)
+    names = ("encode", "official", "official_same_gate", "exact", "full", "adaptive", "adaptive_one_by_one")
+    seconds = dict.fromkeys(names, 0.0)
     counts = {"official": 0, "missing": 0, "added": 0, "full": 0, "adaptive": 0}
     exact_ious, adaptive_ious, asked = [], [], 0
-    rounds = tqdm([*images[:1]] * warm_up + [*images], desc="bench superpixels")
-    for number, image in enumerate(rounds):
+    step = adaptive.images_at_once
+    groups = [images[:1]] * warm_up + [images[start : start + step] for start in range(0, len(images), step)]
+    progress = tqdm(total=sum(map(len, groups)), desc="bench superpixels", unit="image")
+    for number, group in enumerate(groups):
+        times, embeddings, grids, masks = dict.fromkeys(seconds, 0.0), [], [], []
+        for image in group:
+            with torch.inference_mode():
+                taken, embedding = timed(partial(full.encode, image), device)
+            times["encode"] += taken
+            embeddings.append(embedding[0])
+            ask_official = partial(_official, sam, image, embedding, points_per_side, cuts)
+            taken, official = timed(ask_official, device)
+            times["official"] += taken
+            ask_same = partial(_official, sam, image, embedding, points_per_side, own_gate)
+            times["official_same_gate"] += timed(ask_same, device)[0]
+            found = {}
+            for name, source in (("exact", exact), ("full", full), ("adaptive_one_by_one", adaptive)):
+                taken, made = timed(partial(source.generate, image, sam_embedding=embedding[0]), device)
+                times[name] += taken
+                found[name] = _flat(made.masks)
+            grids.append(found["full"])
+            masks.append((_flat(official), found["exact"]))
+            progress.update()
         before = adaptive.prompts_asked
-        times: dict[str, float] = {}
-        with torch.inference_mode():
-            times["encode"], embedding = timed(partial(full.encode, image), device)
-        ask_official = partial(_official, sam, image, embedding, points_per_side, cuts)
-        times["official"], official = timed(ask_official, device)
-        ask_same = partial(_official, sam, image, embedding, points_per_side, own_gate)
-        times["official_same_gate"], _ = timed(ask_same, device)
-        found = {}
-        for name, source in (("exact", exact), ("full", full), ("adaptive", adaptive)):
-            times[name], made = timed(partial(source.generate, image, sam_embedding=embedding[0]), device)
-            found[name] = made.masks.reshape(len(made.masks), image[..., 0].size)
+        ask_all = partial(adaptive.generate_all, group, sam_embeddings=embeddings)
+        times["adaptive"], together = timed(ask_all, device)
         if number < warm_up:
             continue
+        asked += adaptive.prompts_asked - before
         for name, value in times.items():
             seconds[name] += value
-        flat = official.reshape(len(official), image[..., 0].size)
-        agreement, pairs = matched_iou(flat, found["exact"])
-        same = int((pairs >= _SAME).sum())
-        counts["official"] += len(flat)
-        counts["missing"] += len(flat) - same
-        counts["added"] += len(found["exact"]) - same
-        exact_ious.append(agreement)
-        adaptive_ious.append(matched_iou(found["full"], found["adaptive"])[0])
-        counts["full"] += len(found["full"])
-        counts["adaptive"] += len(found["adaptive"])
-        asked += adaptive.prompts_asked - before
+        for one, other in masks:
+            agreement, pairs = matched_iou(one, other)
+            same = int((pairs >= _SAME).sum())
+            counts["official"] += len(one)
+            counts["missing"] += len(one) - same
+            counts["added"] += len(other) - same
+            exact_ious.append(agreement)
+        for grid, made in zip(grids, together, strict=True):
+            adaptive_ious.append(matched_iou(grid, _flat(made.masks))[0])
+            counts["full"] += len(grid)
+            counts["adaptive"] += len(made.masks)
+    progress.close()
     return {
         "exact_speedup": seconds["official"] / seconds["exact"],
         "exact_matched_iou": statistics.fmean(exact_ious),
@@ -196,6 +218,7 @@ def bench_superpixels(
         "adaptive_speedup": seconds["official"] / seconds["adaptive"],
         "adaptive_speedup_same_gate": seconds["official_same_gate"] / seconds["adaptive"],
         "adaptive_speedup_over_full": seconds["full"] / seconds["adaptive"],
+        "adaptive_speedup_over_one_by_one": seconds["adaptive_one_by_one"] / seconds["adaptive"],
         "adaptive_prompt_share": asked / (points_per_side**2 * len(images)),
         "adaptive_matched_iou": statistics.fmean(adaptive_ious),
         "adaptive_matched_iou_standard_error": _standard_error(adaptive_ious),
@@ -204,6 +227,8 @@ def bench_superpixels(
         "adaptive_superpixels": counts["adaptive"],
         "seconds": seconds,
         "images": len(images),
+        "adaptive_images": step,
+        "adaptive_compute": adaptive.config.compute,
         "prompts": points_per_side**2,
         "official_thresholds": cuts or "its own defaults",
         "options": chosen,

@@ -8,9 +8,15 @@ the points that whole masks cover least surely, none that one of them covers sur
 there over the mask's own median: a background reaches over small objects, but thinly. Where to ask is decided
 on low-resolution logits, what is kept as on the full grid. An approximation: its agreement with the full grid
 is measured, not promised.
+
+A round asks few points of an image. Several images are searched side by side, a round of all of them decoded
+together; where one image's search goes does not hang on the others.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from segment_anything.modeling import Sam
@@ -20,7 +26,7 @@ from svp.superpixels import selection
 from svp.superpixels.presets import Settings
 from svp.superpixels.prompting import Candidates, Gate, exact_candidates
 
-__all__ = ["adaptive_candidates", "progressive_order"]
+__all__ = ["Lattice", "adaptive_candidates", "progressive_order"]
 
 # Shares of the budget: of the first round, of each later one; and of each later one what explores.
 _FIRST = 1 / 5
@@ -44,59 +50,117 @@ def progressive_order(side: int) -> Tensor:
     return torch.argsort(rank[:side, :side].flatten())
 
 
+@dataclass(frozen=True)
+class Lattice:
+    """Where one image may be asked.
+
+    Attributes:
+        points: ``[side * side, 2]`` x, y in SAM's input frame, a square lattice in raster order.
+        input_size: ``(h, w)`` of the image inside SAM's padded square.
+    """
+
+    points: Tensor
+    input_size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        """Refuse a lattice without a point."""
+        if not len(self.points):
+            raise ValueError("no prompts to ask; points_per_side must be at least 1")
+
+
 def adaptive_candidates(
     sam: Sam,
-    embedding: Tensor,
-    points: Tensor,
+    embeddings: Tensor,
+    lattices: Sequence[Lattice],
     gate: Gate,
     settings: Settings,
     *,
-    input_size: tuple[int, int],
     share: float,
     batch: int,
-) -> tuple[Candidates, int]:
-    """Candidates of at most ``share`` of the prompts.
+) -> list[tuple[Candidates, int]]:
+    """Candidates of at most ``share`` of the prompts of each image.
 
     Args:
         sam: in eval mode.
-        embedding: ``[1, C, h, w]``.
-        points: ``[side * side, 2]`` x, y in SAM's input frame, a square lattice in raster order.
+        embeddings: ``[B, C, h, w]``.
+        lattices: of each image.
         gate: the predicted-IoU gate.
         settings: stability, suppression and the rock-sand-water filter.
-        input_size: ``(h, w)`` of the image inside SAM's padded square.
         share: of the prompts, in 0..1.
         batch: prompts decoded at once.
 
     Returns:
-        Candidates that pass the gate, and how many prompts were asked.
-
-    Raises:
-        ValueError: the lattice has no point.
+        Of each image its candidates that pass the gate, and how many prompts were asked.
     """
-    if not len(points):
-        raise ValueError("no prompts to ask; points_per_side must be at least 1")
-    side = round(len(points) ** 0.5)
-    order = progressive_order(side).to(points.device)
-    budget = max(1, int(share * len(points)))
-    first = min(budget, batch, -(-budget // round(1 / _FIRST)))
-    each = min(batch, -(-budget // round(1 / _ROUND)))
-    # the first points lie this far apart
-    spacing = max(2, round(side / first**0.5))
-    waiting = torch.ones(len(points), dtype=torch.bool, device=points.device)
-    cells = _cells(sam, points, input_size)
-    now, found = order[:first], None
-    while len(now):
-        part = exact_candidates(sam, embedding, points[now], lambda iou, level: gate(iou + _SHORT, level))
-        part = Candidates(part.logits, part.predicted_iou, part.levels, now[part.points])
-        found = part if found is None else _joined(found, part)
-        waiting[now] = False
-        room = min(each, budget - int((~waiting).sum()))
-        if room <= 0:
-            break
-        rows, height = _survivors(found, cells, settings, sam.mask_threshold)
-        at = height[:, cells[1], cells[0]]
-        climbing = _neighbours(found.points[rows], at > 0, waiting, side, spacing)
-        rest = order[waiting[order]]
+    searches = [_Search(sam, lattice, settings, share) for lattice in lattices]
+
+    def nearly(iou: Tensor, level: Tensor) -> Tensor:
+        return gate(iou + _SHORT, level)
+
+    while any(len(search.now) for search in searches):
+        points = torch.cat([search.asked for search in searches])
+        rounds = torch.tensor([len(search.now) for search in searches], device=points.device)
+        owner = torch.repeat_interleave(torch.arange(len(searches), device=points.device), rounds)
+        parts = []
+        for some in torch.arange(len(points), device=points.device).split(batch):
+            prompts = torch.bincount(owner[some], minlength=len(searches)).tolist()
+            part = exact_candidates(sam, embeddings, points[some], nearly, prompts)
+            parts.append(_asked_at(part, some[part.points]))
+        found = _joined(*parts)
+        for number, search in enumerate(searches):
+            own = _chosen(found, owner[found.points] == number)
+            search.take(_asked_at(own, own.points - rounds[:number].sum()))
+    return [(search.passing(gate), search.count) for search in searches]
+
+
+class _Search:
+    """The rounds of one image: ``now`` is what to ask, :meth:`take` its answers."""
+
+    def __init__(self, sam: Sam, lattice: Lattice, settings: Settings, share: float):
+        count = len(lattice.points)
+        self._points, self._settings, self._cut = lattice.points, settings, sam.mask_threshold
+        self._side = round(count**0.5)
+        self._order = progressive_order(self._side).to(lattice.points.device)
+        self._cells = _cells(sam, lattice)
+        self._waiting = torch.ones(count, dtype=torch.bool, device=lattice.points.device)
+        self._budget = max(1, int(share * count))
+        self._each = -(-self._budget // round(1 / _ROUND))
+        first = -(-self._budget // round(1 / _FIRST))
+        # the first points lie this far apart
+        self._spacing = max(2, round(self._side / first**0.5))
+        self._found: Candidates | None = None
+        self.now = self._order[:first]
+
+    @property
+    def asked(self) -> Tensor:
+        """``[n, 2]`` the points of this round."""
+        return self._points[self.now]
+
+    @property
+    def count(self) -> int:
+        """Prompts asked so far."""
+        return int((~self._waiting).sum())
+
+    def take(self, part: Candidates) -> None:
+        """The candidates of this round's points, which are numbered by their place in ``now``."""
+        if not len(self.now):
+            return
+        part = _asked_at(part, self.now[part.points])
+        self._found = part if self._found is None else _joined(self._found, part)
+        self._waiting[self.now] = False
+        room = min(self._each, self._budget - self.count)
+        self.now = self._next(self._found, room) if room > 0 else self.now[:0]
+
+    def passing(self, gate: Gate) -> Candidates:
+        """What was found and passes."""
+        assert self._found is not None
+        return _chosen(self._found, gate(self._found.predicted_iou, self._found.levels))
+
+    def _next(self, found: Candidates, room: int) -> Tensor:
+        rows, height = _survivors(found, self._cells, self._settings, self._cut)
+        at = height[:, self._cells[1], self._cells[0]]
+        climbing = _neighbours(found.points[rows], at > 0, self._waiting, self._side, self._spacing)
+        rest = self._order[self._waiting[self._order]]
         whole = found.levels[rows] == _WHOLE
         if whole.any():
             sure = (at / _usual(height))[whole][:, rest].amax(dim=0)
@@ -105,18 +169,16 @@ def adaptive_candidates(
             rest = rest[ascending[sure[ascending] < _SURE]]
         exploring = rest[: max(round(_EXPLORING * room), room - len(climbing))]
         climbing = climbing[~torch.isin(climbing, exploring)]
-        now = torch.cat([exploring, climbing[: room - len(exploring)]])
-    assert found is not None
-    return _chosen(found, gate(found.predicted_iou, found.levels)), int((~waiting).sum())
+        return torch.cat([exploring, climbing[: room - len(exploring)]])
 
 
-def _cells(sam: Sam, points: Tensor, input_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _cells(sam: Sam, lattice: Lattice) -> tuple[Tensor, Tensor]:
     """Low-resolution column and row of each point, inside the image."""
     scale = 4 * sam.prompt_encoder.image_embedding_size[0] / sam.image_encoder.img_size
-    place = (points * scale).long()
+    place = (lattice.points * scale).long()
     x, y = (
         column.clamp(max=max(1, round(length * scale)) - 1)
-        for column, length in zip(place.T, reversed(input_size), strict=True)
+        for column, length in zip(place.T, reversed(lattice.input_size), strict=True)
     )
     return x, y
 
@@ -172,6 +234,10 @@ def _neighbours(sources: Tensor, inside: Tensor, waiting: Tensor, side: int, spa
 
 def _chosen(found: Candidates, kept: Tensor) -> Candidates:
     return Candidates(found.logits[kept], found.predicted_iou[kept], found.levels[kept], found.points[kept])
+
+
+def _asked_at(part: Candidates, points: Tensor) -> Candidates:
+    return Candidates(part.logits, part.predicted_iou, part.levels, points)
 
 
 def _joined(*parts: Candidates) -> Candidates:

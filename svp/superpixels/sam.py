@@ -6,11 +6,13 @@ not known: the preset ``svp`` infers them.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import build_point_grid, generate_crop_boxes, is_box_near_crop_edge
 from torch import Tensor
@@ -19,13 +21,45 @@ from torch.nn import functional as F
 from harness.models.sam import sam_frame, sam_input
 from harness.superpixels import SuperpixelConfig, SuperpixelMasks, SuperpixelSource
 from svp.superpixels import selection
-from svp.superpixels.adaptive import adaptive_candidates
+from svp.superpixels.adaptive import Lattice, adaptive_candidates
 from svp.superpixels.presets import PRESETS, PresetName, Settings, Triple
-from svp.superpixels.prompting import Candidates, exact_candidates, full_resolution, official_candidates
+from svp.superpixels.prompting import (
+    Candidates,
+    Gate,
+    exact_candidates,
+    full_resolution,
+    official_candidates,
+)
 
 __all__ = ["SamSuperpixels"]
 
-_ENGINES = {"official": official_candidates, "exact": exact_candidates}
+_ENGINES: dict[str, Callable[[Sam, Tensor, Tensor, Gate], Candidates]] = {
+    "official": official_candidates,
+    "exact": exact_candidates,
+}
+
+
+@dataclass(frozen=True)
+class _View:
+    """What the encoder saw at once: an image, or a crop of it.
+
+    Attributes:
+        box: ``x1, y1, x2, y2`` in the image.
+        frame: ``(h, w)`` of the image.
+        embedding: of the encoder.
+        points: ``[P, 2]`` x, y to ask, in the encoder's input.
+    """
+
+    box: list[int]
+    frame: tuple[int, int]
+    embedding: Any
+    points: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(h, w)`` in pixels."""
+        x1, y1, x2, y2 = self.box
+        return y2 - y1, x2 - x1
 
 
 class SamSuperpixels(SuperpixelSource):
@@ -52,6 +86,9 @@ class SamSuperpixels(SuperpixelSource):
             engine: ``exact`` reorders the decoder's arithmetic; ``official`` calls it as it is;
                 ``adaptive`` asks fewer prompts, an approximation.
             adaptive_share: prompts that ``adaptive`` may ask, as a share of the grid.
+            adaptive_images: images whose prompts ``adaptive`` decodes together, if handed so many.
+            compute: what the decoder multiplies in; ``bfloat16`` for ``adaptive`` only, as the others promise
+                SAM's own masks.
             points_per_batch: prompts decoded at once.
             rock_sand_water: ``False`` leaves the filter out whatever the preset says.
         """
@@ -59,6 +96,8 @@ class SamSuperpixels(SuperpixelSource):
         preset: PresetName = "svp"
         engine: Literal["official", "exact", "adaptive"] = "exact"
         adaptive_share: float = Field(0.25, gt=0, le=1)
+        adaptive_images: int = Field(8, ge=1)
+        compute: Literal["float32", "bfloat16"] = "float32"
         points_per_batch: int = 256
         points_per_side: int | None = None
         pred_iou_thresh: float | None = None
@@ -76,6 +115,14 @@ class SamSuperpixels(SuperpixelSource):
         rock_sand_water_thresh: float | None = None
         rock_sand_water: bool = True
 
+        @model_validator(mode="after")
+        def _half_precision_is_approximate(self) -> Self:
+            if self.compute != "float32" and self.engine != "adaptive":
+                raise ValueError(
+                    f"compute: {self.compute} needs engine: adaptive; '{self.engine}' promises SAM's masks"
+                )
+            return self
+
         def settings(self) -> Settings:
             """The preset with this config's own values."""
             own = {name: getattr(self, name) for name in Settings.model_fields}
@@ -88,7 +135,6 @@ class SamSuperpixels(SuperpixelSource):
         self.settings: Settings = self.config.settings()
         self.prompts_asked = 0
 
-    @torch.inference_mode()
     def generate(
         self, image: np.ndarray, *, image_id: int | None = None, sam_embedding: Any = None
     ) -> SuperpixelMasks:
@@ -103,14 +149,43 @@ class SamSuperpixels(SuperpixelSource):
         Returns:
             Masks at image resolution, predicted IoU and level of each; none if no candidate passes.
         """
-        settings, size = self.settings, (image.shape[0], image.shape[1])
-        boxes, layers = generate_crop_boxes(size, settings.crop_n_layers, settings.crop_overlap_ratio)
-        parts = []
-        for box, layer in zip(boxes, layers, strict=True):
-            embedding = sam_embedding if layer == 0 else None
-            parts.append(self._crop(image, box, layer, embedding))
+        return self.generate_all([image], image_ids=[image_id], sam_embeddings=[sam_embedding])[0]
+
+    @property
+    def images_at_once(self) -> int:
+        """Images that :meth:`generate_all` is best handed together."""
+        return self.config.adaptive_images if self.config.engine == "adaptive" else 1
+
+    @torch.inference_mode()
+    def generate_all(
+        self,
+        images: Sequence[np.ndarray],
+        *,
+        image_ids: Sequence[int | None] | None = None,
+        sam_embeddings: Sequence[Any] | None = None,
+    ) -> list[SuperpixelMasks]:
+        """Superpixels of several images, ``images_at_once`` of them searched together; see the base class."""
+        given = sam_embeddings if sam_embeddings is not None else [None] * len(images)
+        ids = image_ids if image_ids is not None else [None] * len(images)
+        made: list[SuperpixelMasks] = []
+        for start in range(0, len(images), self.images_at_once):
+            some = slice(start, start + self.images_at_once)
+            views = [self._views(*pair) for pair in zip(images[some], given[some], strict=True)]
+            found = iter(self._searched([view for of_image in views for view in of_image]))
+            made += [
+                self._selected([self._placed(view, next(found)) for view in of_image]) for of_image in views
+            ]
+        return [self._finished(*pair) for pair in zip(made, ids, strict=True)]
+
+    def _finished(self, made: SuperpixelMasks, image_id: int | None) -> SuperpixelMasks:
+        """What becomes of an image's superpixels; a subclass may change them."""
+        return made
+
+    def _selected(self, parts: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> SuperpixelMasks:
+        """The superpixels of an image from the masks of its views (see :meth:`_placed`)."""
+        settings = self.settings
         masks, ious, levels, crop_area = (torch.cat(column) for column in zip(*parts, strict=True))
-        if len(boxes) > 1 and len(masks):
+        if len(parts) > 1 and len(masks):
             kept = selection.non_maximum_suppression(
                 selection.mask_boxes(masks), 1 / crop_area, settings.crop_nms_thresh
             )
@@ -154,53 +229,63 @@ class SamSuperpixels(SuperpixelSource):
         weights = self.sam.mask_decoder.iou_token.weight
         return torch.as_tensor(embedding).to(weights.device, weights.dtype)[None]
 
-    def _crop(
-        self, image: np.ndarray, box: list[int], layer: int, embedding: Any
+    def _views(self, image: np.ndarray, embedding: Any) -> list[_View]:
+        """The image and, where the settings ask for them, its crops."""
+        settings, size = self.settings, (image.shape[0], image.shape[1])
+        boxes, layers = generate_crop_boxes(size, settings.crop_n_layers, settings.crop_overlap_ratio)
+        views = []
+        for box, layer in zip(boxes, layers, strict=True):
+            crop = image[box[1] : box[3], box[0] : box[2]]
+            if not crop.size:  # of an image one pixel high
+                continue
+            own = embedding if layer == 0 else None
+            side = int(settings.points_per_side / settings.crop_n_points_downscale_factor**layer)
+            frame = self.frame((crop.shape[0], crop.shape[1]))
+            points = torch.as_tensor(build_point_grid(side) * np.array(frame)[::-1])
+            seen = self.encode(crop) if own is None else self._given(own)
+            views.append(_View(box, size, seen, points))
+        return views
+
+    def _searched(self, views: list[_View]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Of each view masks ``[M, h, w]`` that pass gate and stability, their predicted IoU and level."""
+        batch = self.config.points_per_batch
+        if self.config.engine != "adaptive":
+            for view in views:
+                self.prompts_asked += len(view.points)
+                parts = view.points.split(batch)
+                yield self._stable((self.decode(view.embedding, part) for part in parts), view.size)
+            return
+        device, dtype = self.sam.device, getattr(torch, self.config.compute)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            found = adaptive_candidates(
+                self.sam,
+                torch.cat([view.embedding for view in views]),
+                [Lattice(view.points.to(device), self.frame(view.size)) for view in views],
+                self._gate,
+                self.settings,
+                share=self.config.adaptive_share,
+                batch=batch,
+            )
+        for view, (candidates, asked) in zip(views, found, strict=True):
+            self.prompts_asked += asked
+            yield self._stable([candidates], view.size)
+
+    def _placed(
+        self, view: _View, found: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Masks ``[M, H, W]`` in the image's frame, predicted IoU, level and crop area of one crop."""
-        settings, (x1, y1, x2, y2) = self.settings, box
-        crop, size = image[y1:y2, x1:x2], (y2 - y1, x2 - x1)
-        embedding = self.encode(crop) if embedding is None else self._given(embedding)
-        side = int(settings.points_per_side / settings.crop_n_points_downscale_factor**layer)
-        points = torch.as_tensor(build_point_grid(side) * np.array(self.frame(size))[::-1])
-        masks, ious, levels = self._candidates(embedding, points, size)
+        """Masks ``[M, H, W]`` in the image after suppression, predicted IoU, level, area of the view."""
+        settings, (x1, y1, x2, y2), (height, width) = self.settings, view.box, view.frame
+        masks, ious, levels = found
         if len(masks):
             boxes = selection.mask_boxes(masks)
-            inside = ~is_box_near_crop_edge(boxes, box, [0, 0, image.shape[1], image.shape[0]])
+            inside = ~is_box_near_crop_edge(boxes, view.box, [0, 0, width, height])
             masks, ious, levels, boxes = masks[inside], ious[inside], levels[inside], boxes[inside]
             ranked = ious + selection.level_values(levels, settings.score_nms_offset)
             kept = selection.non_maximum_suppression(boxes, ranked, settings.box_nms_thresh)
             masks, ious, levels = masks[kept], ious[kept], levels[kept]
-        masks = F.pad(masks, (x1, image.shape[1] - x2, y1, image.shape[0] - y2))
-        area = torch.full((len(masks),), float(size[0] * size[1]), device=masks.device)
+        masks = F.pad(masks, (x1, width - x2, y1, height - y2))
+        area = torch.full((len(masks),), float((y2 - y1) * (x2 - x1)), device=masks.device)
         return masks, ious, levels, area
-
-    def _candidates(
-        self, embedding: Any, points: Tensor, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Masks ``[M, H, W]`` of a crop that pass gate and stability, their predicted IoU and level."""
-        batch, columns = self.config.points_per_batch, []
-        if self.config.engine == "adaptive":
-            found, asked = adaptive_candidates(
-                self.sam,
-                embedding,
-                points.to(embedding.device),
-                self._gate,
-                self.settings,
-                input_size=self.frame(size),
-                share=self.config.adaptive_share,
-                batch=batch,
-            )
-            self.prompts_asked += asked
-            masks, alive = self._stable(found, size)
-            return masks, found.predicted_iou[alive], found.levels[alive]
-        self.prompts_asked += len(points)
-        for start in range(0, len(points), batch):
-            found = self.decode(embedding, points[start : start + batch])
-            masks, alive = self._stable(found, size)
-            columns.append((masks, found.predicted_iou[alive], found.levels[alive]))
-        masks, ious, levels = (torch.cat(column) for column in zip(*columns, strict=True))
-        return masks, ious, levels
 
     def _gate(self, predicted_iou: Tensor, levels: Tensor) -> Tensor:
         settings = self.settings
@@ -208,20 +293,24 @@ class SamSuperpixels(SuperpixelSource):
             predicted_iou, levels, settings.pred_iou_thresh, settings.score_thresh_offset
         )
 
-    def _stable(self, found: Candidates, size: tuple[int, int], chunk: int = 64) -> tuple[Tensor, Tensor]:
-        """Masks ``[M, H, W]`` of the stable candidates, and their indices; chunked to bound the memory."""
-        settings = self.settings
-        masks, indices = [], []
-        for start in range(0, max(len(found.logits), 1), chunk):
-            part = slice(start, start + chunk)
-            logits = self.upscale(found.logits[part], size)
-            score = selection.stability_score(logits, settings.stability_score_offset, self.cut)
-            score = score + selection.level_values(found.levels[part], settings.stability_score_bias)
-            stable = (score >= settings.stability_score_thresh) & (logits.flatten(1).amax(dim=1) > self.cut)
-            keep = torch.nonzero(stable).flatten()
-            masks.append(logits[keep] > self.cut)
-            indices.append(keep + start)
-        return torch.cat(masks), torch.cat(indices)
+    def _stable(
+        self, parts: Iterable[Candidates], size: tuple[int, int], chunk: int = 64
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Masks ``[M, H, W]`` of the stable candidates, predicted IoU and level; in chunks, for memory."""
+        settings, columns = self.settings, []
+        for found in parts:
+            for start in range(0, max(len(found.logits), 1), chunk):
+                part = slice(start, start + chunk)
+                logits, levels = self.upscale(found.logits[part], size), found.levels[part]
+                score = selection.stability_score(logits, settings.stability_score_offset, self.cut)
+                score = score + selection.level_values(levels, settings.stability_score_bias)
+                stable = (score >= settings.stability_score_thresh) & (
+                    logits.flatten(1).amax(dim=1) > self.cut
+                )
+                keep = torch.nonzero(stable).flatten()
+                columns.append((logits[keep] > self.cut, found.predicted_iou[part][keep], levels[keep]))
+        masks, ious, levels = (torch.cat(column) for column in zip(*columns, strict=True))
+        return masks, ious, levels
 
     def _without_small_regions(self, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Cleaned masks after another suppression that prefers unchanged ones, and the indices kept."""

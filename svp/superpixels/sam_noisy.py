@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from pydantic import Field
 
@@ -83,11 +81,8 @@ class NoisySam(SamSuperpixels):
         split: float = Field(0.0, ge=0, le=1)
         seed: int = Field(0, ge=0)
 
-    def generate(
-        self, image: np.ndarray, *, image_id: int | None = None, sam_embedding: Any = None
-    ) -> SuperpixelMasks:
-        """Noisy superpixels of one image; see the base class."""
-        made = super().generate(image, image_id=image_id, sam_embedding=sam_embedding)
+    def _finished(self, made: SuperpixelMasks, image_id: int | None) -> SuperpixelMasks:
+        """Noise drawn by the image's id."""
         if not len(made.masks):
             return made
         generator = np.random.default_rng([self.config.seed, image_id or 0])

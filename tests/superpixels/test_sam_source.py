@@ -12,6 +12,7 @@ from segment_anything.modeling import Sam
 from harness.models.sam import TinySamSize, build_tiny_sam, sam_frame, sam_input, save_tiny_sam
 from harness.superpixels import open_sam
 from svp.bench import matched_iou
+from svp.superpixels import adaptive
 from svp.superpixels.prompting import Candidates, exact_candidates, official_candidates
 from svp.superpixels.sam import SamSuperpixels
 
@@ -39,6 +40,27 @@ def test_exact_candidates_equal_the_official_decoder(sam, threshold):
     torch.testing.assert_close(one.logits, other.logits, atol=1e-5, rtol=1e-4)
     expected = {-9.0: len(one.levels) == 90, 0.1: 0 < len(one.levels) < 90, 9.0: len(one.levels) == 0}
     assert expected[threshold]
+
+
+def test_prompts_of_several_images_decode_as_those_of_each_alone(sam):
+    generator = torch.Generator().manual_seed(1)
+    embeddings, asked = torch.randn(3, 64, 12, 12, generator=generator), [5, 0, 8]
+    points = torch.rand(sum(asked), 2, generator=generator) * 96
+
+    def gate(ious, levels):
+        return ious > 0.1
+
+    with torch.inference_mode():
+        together = exact_candidates(sam, embeddings, points, gate, asked)
+        alone = [
+            official_candidates(sam, embeddings[[image]], points[part], gate)
+            for image, part in ((0, slice(0, 5)), (2, slice(5, 13)))
+        ]
+    assert torch.equal(together.points, torch.cat([alone[0].points, alone[1].points + 5]))
+    assert 0 < (together.points < 5).sum() < len(together.points)
+    for name, rtol in (("predicted_iou", 1e-5), ("logits", 1e-4)):
+        expected = torch.cat([getattr(each, name) for each in alone])
+        torch.testing.assert_close(getattr(together, name), expected, atol=1e-5, rtol=rtol)
 
 
 @pytest.mark.parametrize("engine", ["official", "exact"])
@@ -91,8 +113,10 @@ def test_a_gate_that_nothing_passes_gives_no_mask(sam):
 
 @pytest.mark.parametrize("engine", ["official", "exact", "adaptive"])
 @pytest.mark.parametrize("size", [(1, 64), (64, 1), (1, 1), (1, 200), (200, 1), (1, 3000)])
-def test_one_pixel_images(sam, size, engine):
-    source = SamSuperpixels(SamSuperpixels.Config(**OPEN, min_mask_region_area=4, engine=engine), sam)
+@pytest.mark.parametrize("crops", [0, 1])
+def test_one_pixel_images(sam, size, engine, crops):
+    options = OPEN | {"min_mask_region_area": 4, "engine": engine, "crop_n_layers": crops}
+    source = SamSuperpixels(SamSuperpixels.Config(**options), sam)
     masks = source.generate(photograph(*size)).masks
     assert len(masks) and masks.shape[1:] == size and masks.any(axis=(1, 2)).all()
 
@@ -107,6 +131,76 @@ def test_an_image_keeps_a_pixel_a_side_in_sams_square(sam, size, frame):
     filled = pixels[0] != 0  # the padding is zero, white is not
     assert pixels.shape == (3, 96, 96) and filled[: frame[0], : frame[1]].all()
     assert int(filled.sum()) == frame[0] * frame[1]
+
+
+ADAPTIVE = OPEN | {"points_per_side": 8, "engine": "adaptive", "adaptive_share": 0.5}
+
+
+@pytest.mark.parametrize("changes", [{}, {"crop_n_layers": 1, "points_per_side": 6}])
+def test_images_searched_together_get_the_masks_of_each_alone(sam, changes):
+    images = [
+        photograph(*size, seed=seed) for seed, size in enumerate([(96, 96), (60, 100), (1, 64), (300, 260)])
+    ]
+    one_by_one = SamSuperpixels(SamSuperpixels.Config(**ADAPTIVE | changes), sam)
+    alone = [one_by_one.generate(image) for image in images]
+    assert all(len(made.masks) for made in alone)
+    for at_once, order in ((4, [0, 1, 2, 3]), (3, [3, 1, 0, 2])):
+        source = SamSuperpixels(SamSuperpixels.Config(**ADAPTIVE | changes, adaptive_images=at_once), sam)
+        together = source.generate_all([images[i] for i in order])
+        assert source.prompts_asked == one_by_one.prompts_asked
+        for made, i in zip(together, order, strict=True):
+            assert by_content(made.masks) == by_content(alone[i].masks)
+            assert made.scores == pytest.approx(alone[i].scores, abs=1e-5)
+
+
+def test_images_searched_together_share_the_decoder_calls(sam, monkeypatch):
+    calls = []
+
+    def counting(sam, embeddings, points, gate, prompts):
+        calls.append((len(embeddings), len(points)))
+        return exact_candidates(sam, embeddings, points, gate, prompts)
+
+    monkeypatch.setattr(adaptive, "exact_candidates", counting)
+    images = [photograph(seed=seed) for seed in range(5)]
+    source = SamSuperpixels(SamSuperpixels.Config(**ADAPTIVE, adaptive_images=3), sam)
+    source.generate_all(images[:1])
+    rounds = len(calls)
+    calls.clear()
+    source.generate_all(images)
+    assert {embeddings for embeddings, _ in calls} == {3, 2}  # three images, then what is left
+    assert len(calls) <= 2 * (rounds + 1)
+    calls.clear()
+    SamSuperpixels(SamSuperpixels.Config(**ADAPTIVE, points_per_batch=7), sam).generate_all(images)
+    assert max(points for _, points in calls) == 7
+
+
+def test_batches_of_prompts_do_not_change_what_adaptive_finds(sam):
+    made = [
+        SamSuperpixels(SamSuperpixels.Config(**ADAPTIVE, points_per_batch=batch), sam).generate(photograph())
+        for batch in (3, 256)
+    ]
+    assert by_content(made[0].masks) == by_content(made[1].masks)
+
+
+def test_adaptive_decodes_in_bfloat16_where_asked(sam, monkeypatch):
+    seen = []
+    layer = sam.mask_decoder.output_upscaling[0]
+    hook = layer.register_forward_hook(lambda _module, _given, made: seen.append(made.dtype))
+    found = {}
+    for compute in ("float32", "bfloat16"):
+        source = SamSuperpixels(SamSuperpixels.Config(**ADAPTIVE, compute=compute), sam)
+        found[compute] = source.generate(photograph())
+    hook.remove()
+    assert set(seen) == {torch.float32, torch.bfloat16} and next(sam.parameters()).dtype == torch.float32
+    # a random decoder's logits lie close to the cut: masks agree, if not by the pixel
+    one, other = (made.masks.reshape(len(made.masks), -1) for made in found.values())
+    assert 0.7 < matched_iou(one, other)[0] < 1
+
+
+@pytest.mark.parametrize("engine", ["exact", "official"])
+def test_engines_that_promise_sams_masks_refuse_half_precision(engine):
+    with pytest.raises(ValidationError, match="needs engine: adaptive"):
+        SamSuperpixels.Config(engine=engine, compute="bfloat16")
 
 
 @pytest.mark.parametrize("candidates", [official_candidates, exact_candidates])
@@ -239,13 +333,14 @@ def test_between_crops_the_mask_of_the_smaller_wins(sam, monkeypatch):
     whole, detail = torch.zeros(2, 64, 64, dtype=torch.bool)
     whole[10:31, 10:31] = detail[10:30, 10:30] = True
 
-    def crop(self, image, box, layer, embedding):
-        if box[:2] != [0, 0]:  # the other crops find nothing
+    def placed(self, view, found):
+        if view.box[:2] != [0, 0]:  # the other crops find nothing
             return torch.zeros(0, 64, 64, dtype=torch.bool), *(torch.zeros(0) for _ in range(3))
-        mask, area = (whole, 64 * 64) if layer == 0 else (detail, 40 * 40)
+        mask, area = (whole, 64 * 64) if view.size == (64, 64) else (detail, 40 * 40)
         return mask[None], torch.tensor([0.9]), torch.tensor([2]), torch.tensor([float(area)])
 
-    monkeypatch.setattr(SamSuperpixels, "_crop", crop)
+    monkeypatch.setattr(SamSuperpixels, "_searched", lambda self, views: iter(views))
+    monkeypatch.setattr(SamSuperpixels, "_placed", placed)
     config = SamSuperpixels.Config(preset="official_default", crop_n_layers=1)
     made = SamSuperpixels(config, sam).generate(photograph(64, 64))
     assert np.array_equal(made.masks, detail[None].numpy())

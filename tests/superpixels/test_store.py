@@ -263,6 +263,32 @@ def test_an_image_that_is_not_there_and_one_that_is_there_twice(images, tmp_path
         write(pd.concat([images, images]), tmp_path)
 
 
+def test_a_source_is_handed_as_many_images_as_it_takes_and_the_store_is_the_same(images, tmp_path):
+    handed = []
+
+    class Together(Scripted):
+        images_at_once = 3
+
+        def generate_all(self, images, *, image_ids=None, sam_embeddings=None):
+            assert sam_embeddings == [f"embedding of {i}" for i in image_ids]
+            handed.append(list(image_ids))
+            return super().generate_all(images, image_ids=image_ids, sam_embeddings=sam_embeddings)
+
+    def embedding(image_id):
+        return f"embedding of {image_id}"
+
+    one = write(images, tmp_path, sam_embeddings=embedding)
+    masks = [SuperpixelStore(tmp_path / "store").masks(100 + n).masks for n in range(11)]
+    (tmp_path / "store" / "part-00001.parquet").unlink()
+    (tmp_path / "store" / "part-00002.parquet").unlink()
+    together = write(images, tmp_path, Together(), sam_embeddings=embedding)
+    # shards of four images: three and then one, and three in the last
+    assert handed == [[104, 105, 106], [107], [108, 109, 110]]
+    assert one["counts"] == together["counts"]
+    again = SuperpixelStore(tmp_path / "store")
+    assert all(np.array_equal(again.masks(100 + n).masks, before) for n, before in enumerate(masks))
+
+
 def test_cached_sam_embeddings_reach_the_source(images, tmp_path):
     seen = []
 

@@ -10,7 +10,7 @@ from segment_anything import SamAutomaticMaskGenerator
 from svp.bench import bench_projector, bench_superpixels, matched_iou
 from svp.overlay import draw_attention, draw_superpixels, superpixel_overlay
 from svp.superpixels import adaptive as adaptive_module
-from svp.superpixels.adaptive import adaptive_candidates, progressive_order
+from svp.superpixels.adaptive import Lattice, adaptive_candidates, progressive_order
 from svp.superpixels.calibration import calibrate
 from svp.superpixels.grid import Grid
 from svp.superpixels.presets import Settings
@@ -49,7 +49,7 @@ def test_adaptive_finds_the_best_prompt_of_every_object(sam, monkeypatch):
     for mask, (x, y) in zip(masks, corners, strict=True):
         mask[int(y * unit) : int((y + 8) * unit), int(x * unit) : int((x + 8) * unit)] = 4.0
 
-    def decode(_sam, _embedding, asked, gate):
+    def decode(_sam, _embeddings, asked, gate, _prompts):
         at = (asked * side / sam.image_encoder.img_size).long()
         off = (at[:, None] - torch.tensor(corners)).float()
         prompt, thing = torch.nonzero(((off >= 0) & (off < 8)).all(-1), as_tuple=True)
@@ -59,9 +59,9 @@ def test_adaptive_finds_the_best_prompt_of_every_object(sam, monkeypatch):
         return Candidates(masks[thing][kept], iou[kept], levels[kept], prompt[kept])
 
     monkeypatch.setattr(adaptive_module, "exact_candidates", decode)
-    size = (sam.image_encoder.img_size,) * 2
-    found, asked = adaptive_candidates(
-        sam, None, points, lambda iou, _: iou > 0.5, Settings(), input_size=size, share=0.25, batch=64
+    lattice_of_image = Lattice(points, (sam.image_encoder.img_size,) * 2)
+    ((found, asked),) = adaptive_candidates(
+        sam, None, [lattice_of_image], lambda iou, _: iou > 0.5, Settings(), share=0.25, batch=64
     )
     assert asked <= 256
     best = {
@@ -144,7 +144,12 @@ def test_superpixel_benchmark_compares_with_the_official_generator(confident):
     assert 0 <= result["adaptive_matched_iou"] <= 1 and result["images"] == 2
     seconds = result["seconds"]
     assert all(value > 0 for value in seconds.values())
-    for ratio, above in (("", "official"), ("_same_gate", "official_same_gate"), ("_over_full", "full")):
+    for ratio, above in (
+        ("", "official"),
+        ("_same_gate", "official_same_gate"),
+        ("_over_full", "full"),
+        ("_over_one_by_one", "adaptive_one_by_one"),
+    ):
         assert result[f"adaptive_speedup{ratio}"] == seconds[above] / seconds["adaptive"]
     alone = [measure([image]) for image in images]
     one, other = (single["adaptive_matched_iou"] for single in alone)
