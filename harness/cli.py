@@ -143,6 +143,21 @@ def snapshot(
 
 
 @app.command
+def digest(folder: Path = Path("results/reference")) -> None:
+    """Write the page of all snapshots, their charts of differences, and the verdicts on the paper's claims.
+
+    ``svp snapshot`` does so too.
+
+    Args:
+        folder: of the snapshots.
+    """
+    from harness.snapshot import write_pages
+
+    for path in write_pages(folder):
+        _say(f"digest: {path}")
+
+
+@app.command
 def stage(
     name: StageName,
     *,

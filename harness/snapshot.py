@@ -20,7 +20,7 @@ from harness.reporting.claims import write_claims
 from harness.reporting.digest import write_digest
 from harness.started import code_state
 
-__all__ = ["provenance", "provenance_of", "show_in_readme", "take_snapshot"]
+__all__ = ["provenance", "provenance_of", "show_in_readme", "take_snapshot", "write_pages"]
 
 _PACKAGES = ("torch", "transformers", "peft", "segment-anything", "scikit-image", "numpy", "pandas")
 
@@ -111,13 +111,25 @@ def take_snapshot(plan: Plan, command: str) -> Path:
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(folder, target)
     write_json(out / "provenance.json", made_by)
-    write_digest(out.parent)
-    claims = Path("results/published/claims.yaml")
-    if claims.is_file():
-        write_claims(out.parent, claims)
+    write_pages(out.parent)
     if plan.study_dir.name == "default":
         show_in_readme(Path("README.md"), (out / "tables" / "main.md").read_text())
     return out
+
+
+def write_pages(reference: Path) -> list[Path]:
+    """What is told of all snapshots together: their page and charts, and the paper's claims with verdicts.
+
+    Args:
+        reference: ``results/reference``.
+
+    Raises:
+        ValueError: no snapshot lies there.
+    """
+    if not any(reference.glob("*/tables/context.json")):
+        raise ValueError(f"{reference} holds no snapshot; make one with `svp snapshot`")
+    claims = Path("results/published/claims.yaml")
+    return [write_digest(reference), *([write_claims(reference, claims)] if claims.is_file() else [])]
 
 
 def show_in_readme(readme: Path, table: str) -> None:

@@ -44,7 +44,7 @@ DIFFERENCE_COLUMNS = {
     "giou": ("giou_difference", "low", "high", "p_value"),
     "fp_share": ("fp_share_difference", "fp_share_low", "fp_share_high", "fp_share_p_value"),
 }
-_RowKey = tuple[str, ...]
+_RowKey = tuple[str, str, str]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from harness.files import read_json
 from harness.reporting.aggregate import DIFFERENCE_COLUMNS, differences_to
 from harness.reporting.context import ROW_KEY, ReportContext, read_csv, row_label, write_text
-from harness.reporting.retraining import retraining, variability
+from harness.reporting.retraining import retraining, training_half, variability, widened
 
 __all__ = ["Check", "Claim", "Finding", "claims_page", "find", "rank_interval", "read_claims", "write_claims"]
 
@@ -42,7 +42,7 @@ _SOURCES = {
     "inference_saved": ("main.csv", "speedup_infer"),
     "tokens_follow_objects": ("tokens.csv", "spearman_rho"),
 }
-_Row = tuple[str, ...]
+_Row = tuple[str, str, str]
 
 
 class _Strict(BaseModel):
@@ -114,8 +114,8 @@ class Finding(NamedTuple):
 
     def widened(self, half: float) -> Finding:
         """With another, independent 95 % interval ``half`` wide to either side."""
-        low, high = (math.hypot(self.value - bound, half) for bound in (self.low, self.high))
-        return self._replace(low=self.value - low, high=self.value + high)
+        low, high = widened(self.value, self.low, self.high, half)
+        return self._replace(low=low, high=high)
 
     def turned(self) -> Finding:
         """The difference the other way round."""
@@ -247,13 +247,6 @@ def _said(test: Check, finding: Finding) -> tuple[str, str]:
     return text, f"{100 * test.at_least:{sign}.1f}{unit}"
 
 
-def _training_half(snapshot: Path, seeds: Path) -> float | None:
-    """What training again leaves of a difference: by the study's own seeds, or by those of study seeds."""
-    again = retraining(snapshot) or retraining(seeds)
-    count = int(read_csv(snapshot / "tables" / "overall.csv")["seed_count"].min())
-    return again.half(count) if again else None
-
-
 def _unmeasured(claim: Claim, reference: Path) -> str:
     """Why a claim has no verdict; empty where it has one."""
     if claim.test is None:
@@ -288,7 +281,7 @@ def claims_page(claims: list[Claim], reference: Path) -> str:
             continue
         studies[test.study] = None
         finding = find(test, reference / test.study)
-        half = _training_half(reference / test.study, reference / "seeds")
+        half = training_half(reference / test.study, reference / "seeds")
         if half is not None and test.measure == "giou" and finding.low < finding.high:
             finding = finding.widened(half)
             widened[test.study] = f"; gIoU intervals widened by ±{100 * half:.1f} for training again"

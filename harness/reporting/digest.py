@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.files import read_json
-from harness.reporting.aggregate import differences_to
-from harness.reporting.context import ROW_KEY, ReportContext, read_csv, records, row_label, write_text
-from harness.reporting.retraining import variability
+from harness.reporting.context import ROW_KEY, records, row_label, write_text
+from harness.reporting.difference_chart import difference_chart, read_differences
+from harness.reporting.retraining import training_half, variability
+from harness.reporting.style import house_style, save
 
 __all__ = ["digest", "write_digest"]
 
@@ -26,16 +27,9 @@ def digest(snapshot: Path) -> str:
     Args:
         snapshot: ``results/reference/<study>``.
     """
-    tables = snapshot / "tables"
-    context = ReportContext.checked(read_json(tables / "context.json"))
+    context, overall, reference, difference = read_differences(snapshot / "tables")
     made_by = read_json(snapshot / "provenance.json")
-    overall, pairs = read_csv(tables / "overall.csv"), read_csv(tables / "differences.csv")
     protocol = overall["protocol"].iloc[0]
-    overall, pairs = (t[t["protocol"].eq(protocol)] for t in (overall, pairs))
-    rows = [tuple(getattr(row, key) for key in ROW_KEY) for row in records(overall)]
-    labels = [row_label(*row, with_budget=True) for row in rows]
-    reference = rows[labels.index(context.reference)] if context.reference in labels else rows[0]
-    difference = differences_to(pairs, reference)
     seeds = int(overall["seed_count"].max())
     lines = [
         f"## {snapshot.name}: {context.title}",
@@ -48,7 +42,8 @@ def digest(snapshot: Path) -> str:
         f"| row | tokens | gIoU | minus {row_label(*reference, with_budget=True)} | p |",
         "|:---|---:|---:|---:|---:|",
     ]
-    for key, row in zip(rows, records(overall), strict=True):
+    for row in records(overall):
+        key = tuple(getattr(row, name) for name in ROW_KEY)
         cells = [row_label(*key, with_budget=True), f"{row.tokens_mean:.1f}"]
         cells.append(f"{100 * row.giou:.1f} [{100 * row.giou_low:.1f}, {100 * row.giou_high:.1f}]")
         if key in difference:
@@ -61,8 +56,9 @@ def digest(snapshot: Path) -> str:
             cells += ["–", "–"]
         lines.append(f"| {' | '.join(cells)} |")
     links = f"[table]({snapshot.name}/tables/main.md)"
-    if (snapshot / "figures").is_dir():
-        links += f", [tokens against gIoU]({snapshot.name}/figures/tokens_vs_giou.png)"
+    for name, words in (("differences", "differences"), ("tokens_vs_giou", "tokens against gIoU")):
+        if (snapshot / "figures" / f"{name}.png").is_file():
+            links += f", [{words}]({snapshot.name}/figures/{name}.png)"
     return "\n".join([*lines, "", *(f"- {note}" for note in context.notes), f"- {links}"]) + "\n"
 
 
@@ -89,10 +85,16 @@ def _p_text(p: float, resamples: int) -> str:
 
 
 def write_digest(reference: Path) -> Path:
-    """Write ``README.md`` over all snapshots in ``reference``, the default study first."""
+    """Write ``README.md`` over all snapshots in ``reference``, the default study first, and their charts."""
     found = [path.parent for path in reference.glob("*/tables") if (path / "context.json").is_file()]
     first = ["default", "main", "seeds"]
     found.sort(key=lambda folder: (*(folder.name != name for name in first), folder.name))
+    for snapshot in found:
+        # The study itself does not know what study seeds says of training again.
+        half = training_half(snapshot, reference / "seeds")
+        with house_style():
+            figure = difference_chart(read_differences(snapshot / "tables"), half)
+            save(figure, snapshot / "figures", "differences")
     out = reference / "README.md"
     spread = variability(reference)
     if spread:

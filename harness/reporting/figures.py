@@ -10,6 +10,8 @@ import pandas as pd
 from harness.files import read_json
 from harness.reporting import score_charts
 from harness.reporting.context import ROW_KEY, ReportContext, read_csv
+from harness.reporting.difference_chart import difference_chart, read_differences
+from harness.reporting.retraining import training_half
 from harness.reporting.style import house_style, looks, save
 from harness.reporting.tables import object_counts, prepared_of
 from harness.reporting.token_charts import tokens_vs_giou, tokens_vs_objects
@@ -18,7 +20,15 @@ from harness.scoring.metrics import read_scores
 
 __all__ = ["FIGURE_NAMES", "figures_stage", "image_tokens"]
 
-FIGURE_NAMES = ("tokens_vs_giou", "per_split", "phenomena", "tokens_vs_objects", "loss_curves", "stage_times")
+FIGURE_NAMES = (
+    "tokens_vs_giou",
+    "differences",
+    "per_split",
+    "phenomena",
+    "tokens_vs_objects",
+    "loss_curves",
+    "stage_times",
+)
 
 
 def image_tokens(
@@ -61,9 +71,8 @@ def figures_stage(
         out_dir: ``results/<study>/figures``.
 
     Returns:
-        The files written: ``tokens_vs_giou``, ``per_split``, ``phenomena``, ``tokens_vs_objects``,
-        ``loss_curves`` and ``stage_times``, each as PNG and PDF; the first three once more for every
-        protocol but the first, with its name.
+        The files written: those of ``FIGURE_NAMES``, each as PNG and PDF; ``tokens_vs_giou``, ``per_split``
+        and ``phenomena`` once more for every protocol but the first, with its name.
     """
     tables = Path(tables_dir)
     context = ReportContext.checked(read_json(tables / "context.json"))
@@ -80,6 +89,8 @@ def figures_stage(
             written += save(tokens_vs_giou(parts[0], look, context), out_dir, f"tokens_vs_giou{end}")
             written += save(score_charts.per_split(parts[1], look, context), out_dir, f"per_split{end}")
             written += save(score_charts.phenomena(parts[2], look, context), out_dir, f"phenomena{end}")
+        chart = difference_chart(read_differences(tables), training_half(tables.parent))
+        written += save(chart, out_dir, "differences")
         images = image_tokens(score_paths, prepared_dir)
         written += save(tokens_vs_objects(images, tokens, look, context), out_dir, "tokens_vs_objects")
         written += save(loss_curves(log_paths, look, context), out_dir, "loss_curves")

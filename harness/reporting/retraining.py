@@ -11,7 +11,7 @@ from scipy import stats
 from harness.reporting.agreement import reruns, trained_giou
 from harness.reporting.context import read_csv, row_label
 
-__all__ = ["Retraining", "pretrained_again", "retraining", "variability"]
+__all__ = ["Retraining", "pretrained_again", "retraining", "training_half", "variability", "widened"]
 
 
 class Retraining(NamedTuple):
@@ -52,6 +52,24 @@ def retraining(snapshot: Path) -> Retraining | None:
     if rows.empty:
         return None
     return Retraining(math.sqrt((freedom * rows["giou_sd"] ** 2).sum() / freedom.sum()), int(freedom.sum()))
+
+
+def training_half(snapshot: Path, seeds: Path | None = None) -> float | None:
+    """What training again leaves open of a difference of two rows, to either side (95 %).
+
+    Args:
+        snapshot: of the study, or the study itself; its own seeds say it where it has several.
+        seeds: of the study of several seeds that says it else; where neither does, nobody knows.
+    """
+    again = retraining(snapshot) or (retraining(seeds) if seeds is not None else None)
+    if again is None:
+        return None
+    return again.half(int(read_csv(snapshot / "tables" / "overall.csv")["seed_count"].min()))
+
+
+def widened(value: float, low: float, high: float, half: float) -> tuple[float, float]:
+    """A 95 % interval with another, independent one that reaches ``half`` to either side."""
+    return value - math.hypot(value - low, half), value + math.hypot(high - value, half)
 
 
 def pretrained_again(snapshot: Path) -> str | None:

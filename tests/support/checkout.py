@@ -35,7 +35,7 @@ TABLES = [
     "scores.csv", "overall.csv", "differences.csv", "phenomena.csv", "tokens.csv", "protocols.csv",
     "efficiency.csv", "learning_rates.csv", "main.csv", "main.md", "main.tex", "context.json",
 ]
-FIGURES = "tokens_vs_giou per_split phenomena tokens_vs_objects loss_curves stage_times"
+FIGURES = "tokens_vs_giou differences per_split phenomena tokens_vs_objects loss_curves stage_times"
 
 
 def run_stage(name, config, *, key=None, run=None, stage=None):
