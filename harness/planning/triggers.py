@@ -60,7 +60,7 @@ def _source_code(source: str) -> str:
 
 def prepare_trigger(plan: Plan, key: str) -> str:
     """Data options, reader and generator."""
-    return digest([plan.keys(plan.owner(key)).data_spec, code_hash("harness.data.prepare")])
+    return digest([plan.keys(plan.owner(key)).data_spec, code_hash("harness.data.stage")])
 
 
 def pool_trigger(plan: Plan, key: str) -> str:

@@ -62,7 +62,7 @@ def _on_gpu(run: RunConfig) -> None:
 
 
 def _prepare(plan: Plan, key: str) -> None:
-    from harness.data.prepare import prepare_data
+    from harness.data.stage import prepare_data
 
     prepare_data(plan.owner(key).data, plan.data_dir(key))
 

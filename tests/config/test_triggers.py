@@ -63,7 +63,7 @@ def changed(before, after):
 @pytest.mark.parametrize(
     ("module", "made_anew"),
     [
-        ("harness.data.prepare", {"patches", "sam", "superpixels"}),
+        ("harness.data.stage", {"patches", "sam", "superpixels"}),
         ("harness.data.synthetic", {"patches", "sam", "superpixels"}),
         ("harness.pretraining.models", {"patches", "sam", "superpixels"}),
         ("harness.features.cache", {"patches", "sam", "superpixels"}),

@@ -7,7 +7,7 @@ import torch
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
 
 from harness.config.resolve import read_study
-from harness.data.prepare import prepare_data
+from harness.data.stage import prepare_data
 from harness.data.tables import load_tables
 from harness.features.cache import feature_stage
 from harness.models.sam import TinySamSize, build_tiny_sam, save_tiny_sam
