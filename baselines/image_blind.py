@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from harness.controls import Control
 from harness.draws import generator_from_names
+from harness.plugins.controls import Control
 
 __all__ = ["ImageBlind"]
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from harness.controls import Control
+from harness.plugins.controls import Control
 
 __all__ = ["Oracle"]
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from harness.controls import Control
+from harness.plugins.controls import Control
 
 __all__ = ["TextBlind"]
 

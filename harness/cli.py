@@ -18,9 +18,9 @@ from harness.commands.efficiency import efficiency
 from harness.commands.protocols import protocols, verify
 from harness.commands.segment import segment
 from harness.commands.weights import weights
-from harness.failures import explained
-from harness.interpreter import leave_at_once
-from harness.stages import StageName, run_stage
+from harness.running.failures import explained
+from harness.running.interpreter import leave_at_once
+from harness.running.stages import StageName, run_stage
 
 __all__ = ["app", "main"]
 
@@ -52,7 +52,7 @@ def run(
         data_root: folder of the raw data, in place of the study's.
         dry_run: check the study, say what would be done, do nothing.
     """
-    from harness.launch import run_study
+    from harness.running.launch import run_study
 
     files = study or [Path("config/default.yaml")]
     return run_study(files, profile=profile, data_root=data_root, dry_run=dry_run, say=_say)
@@ -66,7 +66,7 @@ def plan(study: list[Path] | None = None, *, json: bool = False) -> None:
         study: a file of ``config/``, or several, merged onto ``config/default.yaml`` in their order.
         json: print the resolved study as one JSON value.
     """
-    from harness.plan import Plan
+    from harness.planning.plan import Plan
 
     made = Plan.named(study)
     answer(made.as_json(), json, "\n".join([str(made.study_dir), *(f"  {run}" for run in made.runs)]))
@@ -81,15 +81,15 @@ def projectors(*, json: bool = False, out: Path | None = None) -> None:
         out: folder for ``parameters.csv`` and ``parameters.md``: trainable parameters beside those of
             released code (``results/published/parameters.csv``).
     """
-    from harness.discovery import find_projectors
+    from harness.plugins.discovery import find_projectors
 
     if out is not None:
-        from harness.parameters import write_parameter_report
+        from harness.plugins.parameters import write_parameter_report
 
         write_parameter_report(Path("results/published/parameters.csv"), out)
     counts: dict[str, dict[str, int]] = {}
     if json:  # needs torch
-        from harness.parameters import count_parameters
+        from harness.plugins.parameters import count_parameters
 
         counts = {name: count_parameters(name) for name in find_projectors()}
     found = [
@@ -118,7 +118,7 @@ def new_projector(name: str, *, folder: Path = Path("baselines")) -> None:
     """
     import shlex
 
-    from harness.new_projector import write_projector
+    from harness.plugins.new_projector import write_projector
 
     path = write_projector(name, folder)
     test = shlex.join(["pytest", "tests/projectors/test_contract.py", "--projector", str(path)])
@@ -136,8 +136,8 @@ def snapshot(
         command: what made the results, for ``provenance.json``.
         data_root: folder of the raw data that it was run with, in place of the study's.
     """
-    from harness.plan import Plan
-    from harness.snapshot import take_snapshot
+    from harness.planning.plan import Plan
+    from harness.reporting.snapshot import take_snapshot
 
     _say(f"snapshot: {take_snapshot(Plan.named(study, data_root), command)}")
 

@@ -15,18 +15,18 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from tqdm import tqdm
 
-from harness.assembly import RunData, finished_model
 from harness.config import ProtocolConfig, RunConfig
-from harness.controls import load_control
 from harness.files import atomic_path
-from harness.generation import generate_prompts
+from harness.models.generation import generate_prompts
 from harness.models.ris import RISModel
 from harness.models.sam import sam_frame, upscale_logits
-from harness.parallel import Workers
-from harness.plan import Plan
+from harness.planning.plan import Plan
+from harness.plugins.controls import load_control
 from harness.projector import ImageFeatures
+from harness.running.parallel import Workers
 from harness.scoring.scored import evaluated, select
 from harness.seeds import deterministic
+from harness.training.assembly import RunData, finished_model
 
 __all__ = ["encode_mask", "image_batches", "predict_batch", "predict_masks", "predict_stage"]
 

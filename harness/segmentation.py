@@ -12,17 +12,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from harness.assembly import finished_model, image_features
 from harness.config import RunConfig
-from harness.encoding import ImageEncoder
+from harness.features.encoding import ImageEncoder
 from harness.models.ris import RISModel
-from harness.plan import Plan
+from harness.planning.plan import Plan
 from harness.prediction import predict_masks
 from harness.projector import ImageFeatures, Projector
 from harness.reporting.overlays import Example, overlay_figure
-from harness.superpixel_stage import build_source
-from harness.superpixel_store import mask_geometry, on_grid, stood_in
-from harness.superpixels import SuperpixelMasks
+from harness.superpixels.source import SuperpixelMasks
+from harness.superpixels.stage import build_source
+from harness.superpixels.store import mask_geometry, on_grid, stood_in
+from harness.training.assembly import finished_model, image_features
 
 __all__ = ["Reading", "Segmentation", "Segmenter", "draw"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from harness.discovery import nearest
+from harness.plugins.discovery import nearest
 
 __all__ = ["Strict"]
 

@@ -16,9 +16,9 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from tqdm import tqdm
 
+from harness.measuring.clocks import count_flops, timed
 from harness.models.sam import sam_frame
 from harness.projector import ImageFeatures, Interface, Superpixels
-from harness.timing import count_flops, timed
 from svp.pooling import pool, smallest_owner
 from svp.projector import SVP
 from svp.ssa import own_embedding

@@ -20,7 +20,7 @@ def _figures(value: dict[str, Any], out: Path | None) -> None:
     """Print a benchmark's figures, and keep them with what made them."""
     if out is not None:
         from harness.files import write_json
-        from harness.snapshot import provenance_of
+        from harness.reporting.snapshot import provenance_of
 
         write_json(out, {**provenance_of(" ".join(["svp", *sys.argv[1:]])), "figures": value})
     answer(value, as_json=True)
@@ -50,7 +50,7 @@ def _built(chosen: Any, given: dict[str, Any], model: Any) -> Any:
     """
     from pydantic import ValidationError
 
-    from harness.discovery import nearest
+    from harness.plugins.discovery import nearest
 
     known = list(chosen.Config.model_fields)
     for key in given:
@@ -67,12 +67,12 @@ def _built(chosen: Any, given: dict[str, Any], model: Any) -> Any:
 
 def _source(name: str, options: str, sam: Path | None, kind: str, device: str | None) -> tuple[Any, Any, Any]:
     """A source's class, options and SAM; by default the default study's SAM, with that study's options."""
-    from harness.discovery import load_source
-    from harness.superpixels import open_sam
+    from harness.plugins.discovery import load_source
+    from harness.superpixels.source import open_sam
 
     chosen, given = load_source(name), _json_options(options)
     if chosen.needs_sam and sam is None:
-        from harness.tiny_sam import tiny_sam_and_scenes
+        from harness.measuring.tiny_sam import tiny_sam_and_scenes
 
         own = tiny_sam_and_scenes(1)
         sam, kind, given = own.folder, "tiny", own.options | given
@@ -101,7 +101,7 @@ def bench_projector_command(
     """
     import torch
 
-    from harness.superpixels import device_of_choice
+    from harness.superpixels.source import device_of_choice
     from svp.bench import bench_projector
 
     where, kind = device_of_choice(device), getattr(torch, dtype)
@@ -143,14 +143,14 @@ def bench_superpixels_command(
         out: a JSON file that keeps the figures with the commit, the machine and the versions.
     """
     from harness.images import read_rgb
-    from harness.superpixels import open_sam
+    from harness.superpixels.source import open_sam
     from svp.bench import bench_superpixels, same_count
 
     chosen = _json_options(options) if options else {}
     cuts = _json_options(thresholds, "thresholds") if thresholds else {}
     told: dict[str, Any] = {}
     if sam is None or not images:
-        from harness.tiny_sam import tiny_sam_and_scenes
+        from harness.measuring.tiny_sam import tiny_sam_and_scenes
 
         own = tiny_sam_and_scenes(scenes)
         images = images or own.scenes
@@ -275,7 +275,7 @@ def attention(
 
     from harness.files import atomic_path
     from harness.images import read_rgb
-    from harness.plan import Plan
+    from harness.planning.plan import Plan
     from harness.segmentation import Segmenter
     from svp.overlay import attention_overlay
     from svp.projector import SVP

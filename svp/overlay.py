@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from harness.images import read_rgb
 from harness.segmentation import Reading
-from harness.superpixels import SuperpixelMasks, SuperpixelSource
+from harness.superpixels.source import SuperpixelMasks, SuperpixelSource
 from svp.projector import SVP
 
 __all__ = ["attention_overlay", "draw_attention", "draw_superpixels", "superpixel_overlay"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from harness.controls import Control
+from harness.plugins.controls import Control
 from harness.projector import Projector, ProjectorConfig
 from svp.projector import SVP
 

@@ -15,7 +15,7 @@ bench = App(name="bench", help="Measure what the parts cost and save.")
 
 
 def _bench(name: str, study: Path, folder: Path | None, as_json: bool) -> None:
-    import harness.bench as measures
+    import harness.measuring.bench as measures
 
     with tempfile.TemporaryDirectory() as fresh:
         found = getattr(measures, f"bench_{name}")(study, folder or Path(fresh))

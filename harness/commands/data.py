@@ -77,7 +77,7 @@ def check(
 
     if study is None:
         return _report(check_sources(root, list(find_sources())), json)
-    from harness.plan import Plan
+    from harness.planning.plan import Plan
 
     plan = Plan.named(study, data_root)
     found = dict.fromkeys(run.data for run in plan.runs.values())
@@ -96,8 +96,8 @@ def doctor(study: list[Path] | None = None, *, data_root: str | None = None, jso
         0 all is well, 2 something is missing or wrong.
     """
     from harness.data.check import Finding
-    from harness.doctor import examine
-    from harness.plan import Plan
+    from harness.planning.plan import Plan
+    from harness.running.doctor import examine
 
     try:
         plan = Plan.named(study, data_root)

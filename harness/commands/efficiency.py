@@ -30,11 +30,11 @@ def efficiency(
         data_root: folder of the raw data that it was run with, in place of the study's.
         json: print one JSON value, the timings in milliseconds.
     """
-    from harness.efficiency import efficiency_stage
     from harness.files import write_json
-    from harness.plan import Plan
+    from harness.measuring.efficiency import efficiency_stage
+    from harness.planning.plan import Plan
     from harness.reporting.context import read_efficiency, write_csv
-    from harness.snapshot import provenance_of
+    from harness.reporting.snapshot import provenance_of
 
     plan = Plan.named(study, data_root)
     untrained = [run.id for run in plan.timed if not plan.weights(run.id).is_file()]

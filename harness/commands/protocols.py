@@ -30,8 +30,8 @@ def protocols(
     """
     from harness.files import write_json
     from harness.reporting.context import write_csv
+    from harness.reporting.snapshot import provenance_of
     from harness.scoring.sampling import count_protocols, leakage, read_texts, sampling_study
-    from harness.snapshot import provenance_of
 
     rows = read_texts(texts)
     tables = {
@@ -71,7 +71,7 @@ def verify(
     """
     from harness.data.options import ReferData
     from harness.files import read_json
-    from harness.plan import Plan
+    from harness.planning.plan import Plan
     from harness.scoring.verify import nearest_rows, verify_counts, verify_scores
 
     plan = Plan.named(study, data_root)
@@ -121,7 +121,7 @@ def overlap(study: list[Path] | None = None, *, data_root: str | None = None, js
     from harness.data.options import ReferData, expand_root
     from harness.data.overlap import overlap_table
     from harness.data.readers import read_dataset
-    from harness.plan import Plan
+    from harness.planning.plan import Plan
 
     plan = Plan.named(study, data_root)
     frames = [

@@ -33,7 +33,7 @@ def segment(
         json: print one JSON value, with the masks as RLE.
     """
     from harness.images import read_rgb
-    from harness.plan import Plan
+    from harness.planning.plan import Plan
     from harness.prediction import encode_mask
     from harness.segmentation import Segmenter, draw
 

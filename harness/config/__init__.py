@@ -1,6 +1,6 @@
 """The one schema that YAML, the workflow, the command line and the docs are checked against.
 
-How a study file becomes runs of this schema is :mod:`harness.study`. Nothing here imports torch: the
+How a study file becomes runs of this schema is :mod:`harness.config.resolve`. Nothing here imports torch: the
 Snakefile loads this package, and every Slurm job parses the Snakefile again.
 """
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from harness.config.names import AtLeastOne, Rate, Steps
-from harness.discovery import nearest
+from harness.plugins.discovery import nearest
 from harness.strict import Strict
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The prepare stage: REFER files to the prepared tables, every image opened and every mask decoded once."""
+"""REFER files to the prepared tables, every image opened and every mask decoded once."""
 
 from __future__ import annotations
 
@@ -13,44 +13,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from harness.data.options import ReferData, ReferSet, SyntheticData, expand_root
+from harness.data.options import ReferSet
 from harness.data.phenomena import PHENOMENA, tag_phenomenon
 from harness.data.readers import read_dataset
 from harness.data.refer import Annotation, ImageRecord, ReferDataset, single_cover, to_rle
 from harness.data.tables import Tables, check_leakage, is_held_out, load_tables, write_tables
 from harness.files import sha256_file
 
-__all__ = ["Tables", "check_leakage", "index_images", "load_tables", "prepare", "prepare_data"]
-
-
-def prepare_data(options: SyntheticData | ReferData, out_dir: Path | str) -> None:
-    """What the workflow's prepare job calls: everything a study reads, below ``out_dir``.
-
-    Synthetic data writes ``refer/`` and ``prepared/``; a REFER folder only ``prepared/``.
-
-    Args:
-        options: what data, see ``harness.data.options``.
-        out_dir: where to write.
-
-    Raises:
-        ValueError: the input does not hold together; the message names file and mend.
-    """
-    if isinstance(options, SyntheticData):
-        from harness.data.synthetic import generate  # the generator reads its work back through this module
-
-        generate(options, out_dir)
-        return
-    root = expand_root(options.root)
-    if not root.is_dir():
-        raise ValueError(f"data root {root} is no folder; give the folder that holds the datasets")
-    prepare(
-        root,
-        options.datasets,
-        Path(out_dir) / "prepared",
-        image_dir=options.image_dir,
-        image_root=options.root,
-        train_pool=options.train_pool,
-    )
+__all__ = ["Tables", "check_leakage", "index_images", "load_tables", "prepare"]
 
 
 def prepare(

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from harness.discovery import nearest
+from harness.plugins.discovery import nearest
 
 __all__ = ["EXPECTED", "MISTAKEN", "KnownSplit", "RemoteFile", "Source", "find_sources", "get_source"]
 

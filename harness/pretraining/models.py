@@ -27,7 +27,6 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from harness.captions import PLACES
 from harness.config import PretrainConfig, RunConfig
 from harness.files import write_json
 from harness.models.vision import VisionEncoder
@@ -37,6 +36,7 @@ from harness.pretraining.pool import Pool
 from harness.pretraining.sam import pretrain_sam
 from harness.pretraining.telling import asked, naming, story_slots, told_states
 from harness.seeds import deterministic, forked_rng
+from harness.training.captions import PLACES
 
 __all__ = ["pretrain"]
 
@@ -158,8 +158,8 @@ def _language(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path)
 
     Scenes are told as :func:`harness.pretraining.telling.told_states` says. Where the text ends the model's
     own output head names the looks and the place of the object meant, all in one step
-    (:mod:`harness.captions`), so that one hidden state holds all that ``[SEG]`` must tell. It is what an LLM
-    knows of referring before it sees an image.
+    (:mod:`harness.training.captions`), so that one hidden state holds all that ``[SEG]`` must tell. It is
+    what an LLM knows of referring before it sees an image.
     """
     stories = pool.stories()
     places = {f"{axis}{i}" for axis in ("x", "y") for i in range(PLACES)}

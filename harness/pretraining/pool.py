@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from pycocotools import mask as coco_mask
 
-from harness.captions import place_words
 from harness.images import read_rgb
+from harness.training.captions import place_words
 
 __all__ = ["DenseTargets", "Pool", "Story", "Thing"]
 

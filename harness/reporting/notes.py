@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from harness.data.overlap import pool_note
-from harness.discovery import get_projector
 from harness.files import read_json
-from harness.keys import pretrained
-from harness.plan import Plan
+from harness.planning.keys import pretrained
+from harness.planning.plan import Plan
+from harness.plugins.discovery import get_projector
 
 __all__ = ["table_notes"]
 

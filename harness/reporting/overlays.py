@@ -2,7 +2,7 @@
 
 Examples are picked by rank, not by eye: the best, the middle and the worst of one run, so that
 failures are always shown. Photographs are licensed apart from this project: overlays of them are
-looked at, never committed (:mod:`harness.snapshot` refuses them).
+looked at, never committed (:mod:`harness.reporting.snapshot` refuses them).
 """
 
 from __future__ import annotations

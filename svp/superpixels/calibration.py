@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.superpixels import SuperpixelSource
+from harness.superpixels.source import SuperpixelSource
 
 __all__ = ["Calibration", "calibrate"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from skimage.segmentation import felzenszwalb
 
-from harness.superpixels import SuperpixelConfig, SuperpixelMasks, SuperpixelSource
+from harness.superpixels.source import SuperpixelConfig, SuperpixelMasks, SuperpixelSource
 
 __all__ = ["Felzenszwalb"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.superpixels import SuperpixelConfig, SuperpixelMasks, SuperpixelSource
+from harness.superpixels.source import SuperpixelConfig, SuperpixelMasks, SuperpixelSource
 
 __all__ = ["Grid"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from pycocotools import mask as coco_mask
 
-from harness.superpixels import SuperpixelConfig, SuperpixelMasks, SuperpixelSource
+from harness.superpixels.source import SuperpixelConfig, SuperpixelMasks, SuperpixelSource
 
 __all__ = ["Instances"]
 

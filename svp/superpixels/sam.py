@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.models.sam import sam_frame, sam_input
-from harness.superpixels import SuperpixelConfig, SuperpixelMasks, SuperpixelSource
+from harness.superpixels.source import SuperpixelConfig, SuperpixelMasks, SuperpixelSource
 from svp.superpixels import selection
 from svp.superpixels.adaptive import Lattice, adaptive_candidates
 from svp.superpixels.presets import PRESETS, PresetName, Settings, Triple

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from harness.superpixels import SuperpixelMasks
+from harness.superpixels.source import SuperpixelMasks
 from svp.superpixels.sam import SamSuperpixels
 
 __all__ = ["NoisySam", "merge_masks", "split_masks"]

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.models.sam import sam_frame
-from harness.superpixels import SuperpixelConfig, device_of_choice
-from harness.weight_sources import expand_source
+from harness.planning.weight_sources import expand_source
+from harness.superpixels.source import SuperpixelConfig, device_of_choice
 from svp.superpixels.prompting import Candidates, select_levels
 from svp.superpixels.sam import SamSuperpixels
 

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from harness.codehash import code_hash, module_closure
-from harness.declarations import declarations
-from harness.discovery import ProjectorInfo, get_projector
+from harness.planning.codehash import code_hash, module_closure
+from harness.plugins.declarations import declarations
+from harness.plugins.discovery import ProjectorInfo, get_projector
 
 BASE = '''"""A module."""
 from harness.projector import Projector
@@ -58,9 +58,14 @@ def test_a_string_that_is_no_docstring_counts(tmp_path):
 
 
 def test_the_closure_follows_imports_and_stops_at_the_schema():
-    closure = module_closure("harness.training")
-    assert {"harness.training", "harness.models.ris", "harness.seeds"} <= set(closure)
-    assert not {"harness.config", "harness.study", "harness.plan", "harness.discovery"} & set(closure)
+    closure = module_closure("harness.training.loop")
+    assert {"harness.training.loop", "harness.models.ris", "harness.seeds"} <= set(closure)
+    assert not {
+        "harness.config",
+        "harness.config.resolve",
+        "harness.planning.plan",
+        "harness.plugins.discovery",
+    } & set(closure)
     # the harness never names a projector: training one does not hang on another
     assert not [name for name in closure if name.startswith(("svp", "baselines"))]
 
@@ -68,14 +73,15 @@ def test_the_closure_follows_imports_and_stops_at_the_schema():
 def test_a_projector_hangs_on_its_own_package_only():
     closure = module_closure("baselines.avg_pool")
     assert "baselines._layers" in closure and "harness.projector" in closure
-    assert not {"baselines.c_abstractor", "harness.training"} & set(closure)
+    assert not {"baselines.c_abstractor", "harness.training.loop"} & set(closure)
 
 
 def test_following_imports_imports_nothing():
     code = (
-        "import sys; from harness.codehash import code_hash; "
-        "code_hash('harness.training', 'harness.prediction', 'svp.projector', 'baselines.c_abstractor'); "
-        "assert not {'torch', 'harness.training', 'svp.projector'} & set(sys.modules)"
+        "import sys; from harness.planning.codehash import code_hash; "
+        "code_hash('harness.training.loop', 'harness.prediction'); "
+        "code_hash('svp.projector', 'baselines.c_abstractor'); "
+        "assert not {'torch', 'harness.training.loop', 'svp.projector'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

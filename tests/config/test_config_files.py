@@ -7,8 +7,8 @@ from shipped import shipped_projectors
 
 from harness.cli import app
 from harness.config import BLOCKS, ConfigError, StudyConfig
-from harness.plan import Plan
-from harness.study import load_study, read_study, resolve_study, row_names
+from harness.config.resolve import load_study, read_study, resolve_study, row_names
+from harness.planning.plan import Plan
 
 # What is pretrained from another seed is ours to pretrain: test_real_sizes.py has the refusal.
 TOGETHER = [
@@ -132,7 +132,7 @@ def test_the_main_study_holds_every_projector():
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
 def test_every_row_of_the_main_study_can_be_built(config):
     pytest.importorskip("torch")
-    from harness.discovery import load_projector
+    from harness.plugins.discovery import load_projector
     from harness.projector import Interface
 
     raw = {**merged(config, ROOT / "config/studies/main.yaml"), "effort": "full", "seeds": [0]}
@@ -159,7 +159,7 @@ def test_a_study_without_the_reference_row_says_nothing_of_speed_ups():
 @pytest.mark.parametrize(("config", "study"), TOGETHER)
 def test_no_row_that_we_ship_is_refused(config, study):
     pytest.importorskip("torch")
-    from harness.refusals import refusals
+    from harness.running.refusals import refusals
 
     assert refusals(Plan.from_raw(merged(config, study), ROOT)) == {}
 
@@ -229,7 +229,7 @@ def test_readme_names_every_key():
 @pytest.mark.parametrize("config", ["paper", "default"])
 def test_the_main_study_holds_every_one_of_its_budgets_that_a_design_admits(config):
     pytest.importorskip("torch")
-    from harness.discovery import load_projector
+    from harness.plugins.discovery import load_projector
     from harness.projector import Interface
 
     raw = merged(ROOT / "config" / f"{config}.yaml", ROOT / "config/studies/main.yaml")

@@ -7,8 +7,8 @@ import pytest
 from config_files import ROOT, default, merged
 
 from harness.config import ConfigError
-from harness.plan import Plan
-from harness.study import load_study, read_study, resolve_study
+from harness.config.resolve import load_study, read_study, resolve_study
+from harness.planning.plan import Plan
 
 
 def test_a_file_whose_own_name_cannot_be_a_rows_needs_a_label(tmp_path):
@@ -121,7 +121,7 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch, root):
 
 def test_what_a_projector_refuses_is_found_before_it_is_trained():
     pytest.importorskip("torch")
-    from harness.refusals import refusals
+    from harness.running.refusals import refusals
 
     rows = [
         "mlp",
@@ -138,7 +138,7 @@ def test_what_a_projector_refuses_is_found_before_it_is_trained():
 
 def test_a_width_is_read_from_the_weights_where_they_are(tmp_path):
     pytest.importorskip("torch")
-    from harness.refusals import refusals, unasked_rows
+    from harness.running.refusals import refusals, unasked_rows
 
     rows = [{"name": "svp", "config": {"ssa_heads": 7}}]
     changes = {"models.vision.source": str(tmp_path), "models.start": None}
@@ -154,7 +154,7 @@ def test_a_width_is_read_from_the_weights_where_they_are(tmp_path):
 
 def test_the_width_of_a_language_model_inside_a_llava_is_read(tmp_path):
     pytest.importorskip("torch")
-    from harness.refusals import unasked_rows
+    from harness.running.refusals import unasked_rows
 
     text = {"model_type": "llama", "hidden_size": 48, "num_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text}))

@@ -4,7 +4,7 @@ import pytest
 from config_files import ROOT, default, merged, planned
 
 from harness.config import ConfigError
-from harness.plan import Plan
+from harness.planning.plan import Plan
 
 
 def test_a_control_finds_the_variant_that_it_acts_on():

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import jobs
 from harness.config import ConfigError
-from harness.keys import pretrained
-from harness.plan import Plan
-from harness.study import load_study, read_study, resolve_study
+from harness.config.resolve import load_study, read_study, resolve_study
+from harness.planning import jobs
+from harness.planning.keys import pretrained
+from harness.planning.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ("paper", "small")

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import triggers
 from harness.config.recipe import ProtocolConfig
-from harness.doctor import examine
-from harness.plan import Plan
-from harness.study import read_study
+from harness.config.resolve import read_study
+from harness.planning import triggers
+from harness.planning.plan import Plan
+from harness.running.doctor import examine
 
 ROOT = Path(__file__).parents[2]
 # Another value of every field, and whether training reads it: prompts and answers are learnt.
@@ -63,12 +63,12 @@ def changed(before, after):
 @pytest.mark.parametrize(
     ("module", "made_anew"),
     [
-        ("harness.data.prepare", {"patches", "sam", "superpixels"}),
+        ("harness.data.stage", {"patches", "sam", "superpixels"}),
         ("harness.data.synthetic", {"patches", "sam", "superpixels"}),
         ("harness.pretraining.models", {"patches", "sam", "superpixels"}),
-        ("harness.features", {"patches", "sam", "superpixels"}),
-        ("harness.superpixel_stage", {"superpixels"}),
-        ("harness.training", set()),
+        ("harness.features.cache", {"patches", "sam", "superpixels"}),
+        ("harness.superpixels.stage", {"superpixels"}),
+        ("harness.training.loop", set()),
     ],
 )
 def test_other_code_before_a_job_leaves_it_no_shard(monkeypatch, module, made_anew):

@@ -13,7 +13,7 @@ from harness.data import check as check_module
 from harness.data.check import check_data
 from harness.data.options import ReferData, ReferSet
 from harness.data.sources import KnownSplit
-from harness.doctor import examine
+from harness.running.doctor import examine
 
 
 def toy(root, *splits) -> ReferData:
@@ -104,7 +104,8 @@ def test_weights_are_looked_for_where_the_jobs_look(tmp_path, monkeypatch):
 def test_attention_disk_and_tracker_are_looked_at(tmp_path, monkeypatch):
     installed = importlib.util.find_spec
     monkeypatch.setattr(
-        "harness.doctor.importlib.util.find_spec", lambda name: None if name == "mlflow" else installed(name)
+        "harness.running.doctor.importlib.util.find_spec",
+        lambda name: None if name == "mlflow" else installed(name),
     )
     findings = examine(planned(set={"models.language.attention": "eager"}, results=str(tmp_path)))
     assert any("workflow" in f.mend for f in findings if f.status == "missing")

@@ -3,7 +3,7 @@
 import pytest
 from config_files import ROOT, planned
 
-from harness.estimates import feature_bytes, memory_estimate, parameters_of_name, weight_bytes
+from harness.planning.estimates import feature_bytes, memory_estimate, parameters_of_name, weight_bytes
 
 PAPER = ROOT / "config" / "paper.yaml"
 IMAGES = 25_000

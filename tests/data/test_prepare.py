@@ -11,7 +11,8 @@ from pycocotools import mask as coco_mask
 from pydantic import TypeAdapter, ValidationError
 
 from harness.data.options import DataOptions, ReferData, ReferSet, SyntheticData
-from harness.data.prepare import check_leakage, load_tables, prepare, prepare_data
+from harness.data.prepare import check_leakage, load_tables, prepare
+from harness.data.stage import prepare_data
 
 BOTH = [ReferSet(name="toy", split_by="x", splits=("train", "val"))]
 

@@ -6,7 +6,7 @@ from tiny_ris import EXPRESSIONS, features, make_model
 from torch import nn
 
 from harness.config import ProtocolConfig
-from harness.generation import generate_prompts
+from harness.models.generation import generate_prompts
 from harness.models.language import Template
 from harness.prediction import predict_masks
 

@@ -9,7 +9,7 @@ import yaml
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from harness.models.sam import load_sam, region_embeddings
-from harness.plan import Plan
+from harness.planning.plan import Plan
 from harness.pretraining.models import pretrain
 from harness.pretraining.pool import Pool
 from harness.tensors import load_tensors

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import torch
 
-from harness.discovery import load_projector
+from harness.plugins.discovery import load_projector
 from harness.projector import ImageFeatures, Interface
 
 WIDTH, HEADS, LANGUAGE = 8, 4, 12

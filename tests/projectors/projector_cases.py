@@ -10,8 +10,8 @@ from torch import nn
 from transformers import Dinov2Config
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 
-from harness.discovery import load_projector
 from harness.models.encoder_hooks import hooked_blocks
+from harness.plugins.discovery import load_projector
 from harness.projector import ImageFeatures, Superpixels
 
 WIDTH, LANGUAGE, GRID, LEVELS = 32, 24, (12, 12), 4

@@ -27,7 +27,7 @@ from projector_cases import (
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from harness.discovery import find_projectors, get_projector, load_projector
+from harness.plugins.discovery import find_projectors, get_projector, load_projector
 from harness.projector import Interface, Projector
 
 NEEDS = {"levels", *ATTENTION, "superpixels", "encoder_tokens"}

@@ -12,10 +12,10 @@ from shipped import shipped_projectors
 from torch import nn
 
 from baselines.ldp import squeezed_width
-from harness.discovery import find_projectors, load_projector
-from harness.parameters import count_parameters, layer_table, parameter_table, write_parameter_report
+from harness.measuring.clocks import count_flops
+from harness.plugins.discovery import find_projectors, load_projector
+from harness.plugins.parameters import count_parameters, layer_table, parameter_table, write_parameter_report
 from harness.projector import Interface, Projector
-from harness.timing import count_flops
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published" / "parameters.csv"
 D, H, N, K = 32, 24, 144, 36  # vision and language width, patches and tokens of the counted call

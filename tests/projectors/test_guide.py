@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.discovery import get_projector
-from harness.plan import Plan
-from harness.refusals import refusals
-from harness.study import read_study
+from harness.config.resolve import read_study
+from harness.planning.plan import Plan
+from harness.plugins.discovery import get_projector
+from harness.running.refusals import refusals
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "adding-a-projector.md").read_text()

@@ -9,7 +9,7 @@ import torch
 
 from harness import prediction
 from harness.config import ProtocolConfig
-from harness.controls import Control, load_control
+from harness.plugins.controls import Control, load_control
 
 
 def test_every_image_takes_the_tokens_of_another_and_gives_its_own_to_one():

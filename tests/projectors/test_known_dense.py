@@ -9,7 +9,7 @@ import torch
 from answers import LANGUAGE, WIDTH, adaptive_mean, check, image, linear, make, mlp, norm, run
 from einops import rearrange, reduce
 
-from harness.discovery import load_projector
+from harness.plugins.discovery import load_projector
 from harness.projector import Interface
 
 

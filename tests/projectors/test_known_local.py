@@ -28,7 +28,7 @@ from answers import (
 from einops import rearrange
 from timm.layers import LayerNormAct2d
 
-from harness.discovery import load_projector
+from harness.plugins.discovery import load_projector
 from harness.projector import Interface
 
 

@@ -8,8 +8,8 @@ import torch
 from shipped import ROOT, is_shipped, shipped_projectors
 
 from harness.cli import app
-from harness.discovery import get_projector, load_projector
-from harness.new_projector import write_projector
+from harness.plugins.discovery import get_projector, load_projector
+from harness.plugins.new_projector import write_projector
 from harness.projector import ImageFeatures, Interface
 
 

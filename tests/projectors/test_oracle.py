@@ -9,9 +9,9 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from harness import prediction
-from harness.controls import load_control
-from harness.plan import Plan
-from harness.study import read_study
+from harness.config.resolve import read_study
+from harness.planning.plan import Plan
+from harness.plugins.controls import load_control
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from harness.cli import main
-from harness.discovery import get_projector, load_projector
+from harness.plugins.discovery import get_projector, load_projector
 
 HEAD = "from harness.projector import Projector\n\n\nclass Mine(Projector):\n    name = 'mine'\n"
 

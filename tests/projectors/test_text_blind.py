@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from harness.controls import load_control
+from harness.plugins.controls import load_control
 
 
 def rewritten(images, splits, seed=0):

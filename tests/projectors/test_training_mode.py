@@ -5,7 +5,7 @@ import torch
 from projector_cases import GRID, LANGUAGE, LEVELS, WIDTH, encode, make_features
 from shipped import shipped_projectors
 
-from harness.discovery import get_projector, load_projector
+from harness.plugins.discovery import get_projector, load_projector
 from harness.projector import Interface
 from harness.seeds import forked_rng
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.discovery import get_projector
-from harness.plan import Plan
+from harness.config.resolve import read_study
+from harness.planning.plan import Plan
+from harness.plugins.discovery import get_projector
 from harness.reporting.notes import table_notes
-from harness.study import read_study
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = read_study(ROOT / "config/default.yaml", ROOT)

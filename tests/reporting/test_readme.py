@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.reporting.digest import write_digest
-from harness.snapshot import show_in_readme
+from harness.reporting.snapshot import show_in_readme
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,7 @@ from made_up_study import make_study
 
 from harness.reporting.context import ReportContext
 from harness.reporting.tables import tables_stage
-from harness.tracking import publish, read_study
+from harness.tracking.mlflow_sink import publish, read_study
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -108,7 +108,7 @@ def test_the_rate_that_a_row_was_trained_at_is_logged_not_the_recipes(finished, 
 
 
 def test_a_publish_that_was_cut_off_is_mended(finished, tmp_path, monkeypatch):
-    from harness import tracking
+    from harness.tracking import mlflow_sink
 
     study = copy_of(finished, tmp_path)
     publish(study)
@@ -118,7 +118,7 @@ def test_a_publish_that_was_cut_off_is_mended(finished, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-        patch.setattr(tracking.MLflowTracker, "finish", dies)
+        patch.setattr(mlflow_sink.MLflowTracker, "finish", dies)
         publish(study)
     mended = publish(study)
     assert mended["unchanged"] == 4 and mended["replaced"] == 1

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
 
-from harness.data.prepare import prepare_data
+from harness.config.resolve import read_study
+from harness.data.stage import prepare_data
 from harness.data.tables import load_tables
-from harness.features import feature_stage
+from harness.features.cache import feature_stage
 from harness.models.sam import TinySamSize, build_tiny_sam, save_tiny_sam
-from harness.plan import Plan
+from harness.planning.plan import Plan
 from harness.pretraining.models import build_tokenizer
-from harness.study import read_study
 
 ROOT = Path(__file__).resolve().parents[2]
 

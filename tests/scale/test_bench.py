@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-import harness.bench
+import harness.measuring.bench
 from harness.cli import app
-from harness.encoding import ImageEncoder
+from harness.features.encoding import ImageEncoder
 
 ROWS = "rows: [mlp, {name: avg_pool, budget: 9}]\nset: {training.images_per_step: 4}\n"
 
@@ -28,7 +28,7 @@ def printed(bed, capsys, name):
 @pytest.fixture
 def each_side(monkeypatch):
     """Calls ``look(work)`` on both sides of a benchmark before they are timed: a clock proves nothing."""
-    timed = harness.bench.median_seconds
+    timed = harness.measuring.bench.median_seconds
 
     def of(look):
         seen = []
@@ -37,7 +37,7 @@ def each_side(monkeypatch):
             seen.append({name: look(work) for name, work in works.items()})
             return timed(works, *given)
 
-        monkeypatch.setattr(harness.bench, "median_seconds", first_looked_at)
+        monkeypatch.setattr(harness.measuring.bench, "median_seconds", first_looked_at)
         return seen
 
     return of

@@ -8,16 +8,16 @@ import pandas as pd
 import pytest
 import torch
 
-from harness import efficiency, timing
-from harness.assembly import RunData, build_model, finished_model, load_stage
 from harness.cli import app
-from harness.efficiency import _rows, efficiency_stage
 from harness.files import write_json
-from harness.plan import Plan
-from harness.snapshot import provenance
-from harness.superpixel_stage import superpixel_stage
+from harness.measuring import clocks, efficiency
+from harness.measuring.clocks import count_flops
+from harness.measuring.efficiency import _rows, efficiency_stage
+from harness.planning.plan import Plan
+from harness.reporting.snapshot import provenance
+from harness.superpixels.stage import superpixel_stage
 from harness.tensors import save_tensors
-from harness.timing import count_flops
+from harness.training.assembly import RunData, build_model, finished_model, load_stage
 
 ROWS = [
     "mlp",
@@ -79,7 +79,7 @@ def fake_clock(monkeypatch, milliseconds):
     def timed(call, device):
         return milliseconds(next(made)) / 1e3, call()
 
-    monkeypatch.setattr(timing, "timed", timed)
+    monkeypatch.setattr(clocks, "timed", timed)
 
 
 def test_what_is_written(trained, tmp_path, monkeypatch):
@@ -109,11 +109,11 @@ def test_what_is_written(trained, tmp_path, monkeypatch):
     assert (pooled["bound_ms"], pooled["roofline_fraction"]) == (0.0845, 0.0422)
 
 
-class Told(timing.Member):
+class Told(clocks.Member):
     """Takes, in its n-th call of a batch, what it is told."""
 
     def __init__(self, name, log, cases):
-        self.name, self.log, self.cases, self.found = name, log, cases, timing.Timed()
+        self.name, self.log, self.cases, self.found = name, log, cases, clocks.Timed()
 
     def calls(self, batch, groups):
         return {"work": lambda: self.log.append((self.name, batch, groups))}
@@ -121,18 +121,18 @@ class Told(timing.Member):
 
 def test_all_take_turns_within_a_case(monkeypatch):
     log = []
-    cases = {1: ["a", "b", "c"], 8: ["abc"], timing.TRAIN: ["step"]}
+    cases = {1: ["a", "b", "c"], 8: ["abc"], clocks.TRAIN: ["step"]}
     one, two = Told("one", log, cases), Told("two", log, cases)
     clock = [5, 10, 30, 40, 7, 12, 1, 2, 3, 4, 2, 9, *[9] * 6, *range(100, 104), *range(200, 206)]
     fake_clock(monkeypatch, lambda n: clock[n])
-    monkeypatch.setattr(timing, "count_flops", lambda work: 7.0)
-    rounds = {1: 3, 8: 2, timing.TRAIN: 3}
-    timing.time_in_turns([one, two], rounds, "nothing", torch.device("cpu"))
+    monkeypatch.setattr(clocks, "count_flops", lambda work: 7.0)
+    rounds = {1: 3, 8: 2, clocks.TRAIN: 3}
+    clocks.time_in_turns([one, two], rounds, "nothing", torch.device("cpu"))
     # of each case the median of its rounds, of a single case each round
     assert one.found.samples == {
         ("work", 1): [7, 2, 9],
         ("work", 8): [100, 102],
-        ("work", timing.TRAIN): [200, 202, 204],
+        ("work", clocks.TRAIN): [200, 202, 204],
     }
     assert two.found.samples["work", 1] == [12, 4, 9]
     assert one.found.flops == {("work", 1): [7, 7, 7], ("work", 8): [7]}
@@ -144,12 +144,12 @@ def test_all_take_turns_within_a_case(monkeypatch):
 def test_an_encoder_takes_its_turn_beside_the_rows_and_has_no_training_step(monkeypatch):
     log = []
     encoder = Told("encoder", log, {1: ["a", "b"]})
-    row = Told("row", log, {1: ["a", "b"], timing.TRAIN: ["step"]})
+    row = Told("row", log, {1: ["a", "b"], clocks.TRAIN: ["step"]})
     fake_clock(monkeypatch, lambda n: n)
-    monkeypatch.setattr(timing, "count_flops", lambda work: 7.0)
-    timing.time_in_turns([encoder, row], {1: 2, timing.TRAIN: 2}, "nothing", torch.device("cpu"))
+    monkeypatch.setattr(clocks, "count_flops", lambda work: 7.0)
+    clocks.time_in_turns([encoder, row], {1: 2, clocks.TRAIN: 2}, "nothing", torch.device("cpu"))
     assert encoder.found.samples == {("work", 1): [1, 5]}  # the clock's 0 and 2, then 4 and 6
-    assert row.found.samples == {("work", 1): [2, 6], ("work", timing.TRAIN): [8, 9]}
+    assert row.found.samples == {("work", 1): [2, 6], ("work", clocks.TRAIN): [8, 9]}
     assert [name for name, _, group in log if group == "a"] == ["encoder", "row"] * 3
 
 
@@ -158,7 +158,7 @@ def test_a_speed_up_is_the_median_over_photographs(trained):
     for row, factor in zip(rows, ([4, 4, 4], [1, 2, 8]), strict=True):
         for stage in ("vision", "sam_encode", "project", "prefill", "mask"):
             row.found.samples[stage, 1] = [float(v) for v in factor]
-        row.found.samples["train_step", timing.TRAIN] = [3.0 * v for v in factor]
+        row.found.samples["train_step", clocks.TRAIN] = [3.0 * v for v in factor]
     told = efficiency._relative(*rows)
     for kind in ("infer", "train"):
         assert [told[f"speedup_{kind}{end}"] for end in ("_low", "", "_high")] == [0.5, 2, 4]
@@ -182,7 +182,7 @@ def test_a_training_step_is_timed_on_train_photographs_whose_features_are_stored
     ids = sorted(train["image_id"].unique().tolist())
 
     def of_a_step():
-        [groups] = efficiency._cases(data, run, data.arrays.values())[timing.TRAIN]
+        [groups] = efficiency._cases(data, run, data.arrays.values())[clocks.TRAIN]
         assert len(groups) == run.training.images_per_step
         assert all(len(g) <= run.training.expressions_per_image for g in groups)
         return [int(i) for g in groups for i in g["image_id"].unique()]

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Dinov2Model
 
-from harness import features
-from harness.assembly import RunData
-from harness.features import FeatureArray, feature_stage
+from harness.features import cache
+from harness.features.cache import FeatureArray, feature_stage
 from harness.images import read_rgb
 from harness.models.sam import load_sam
-from harness.stages import run_stage
+from harness.running.stages import run_stage
+from harness.training.assembly import RunData
 
 ITEMS = ("patches", "levels", "sam")
 LEVELS = {"models.vision.levels": [1, 2]}
@@ -135,7 +135,7 @@ def many_shards(folder, count):
     for image_id in range(count):
         np.save(folder / f"shard-{image_id:05d}.npy", np.full((1, 4), image_id, np.float16))
     index = {
-        "version": features.VERSION,
+        "version": cache.VERSION,
         "dtype": "float16",
         "shape": [4],
         "shards": [[i] for i in range(count)],
@@ -147,15 +147,15 @@ def many_shards(folder, count):
 def test_many_arrays_of_many_shards_hold_few_files_open(tmp_path):
     folder = many_shards(tmp_path / "sam", 100)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    features._open_shard.cache_clear()
+    cache._open_shard.cache_clear()
     before = len(os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (before + features._OPEN_SHARDS + 30, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + cache._OPEN_SHARDS + 30, hard))
     try:
         arrays = [FeatureArray(folder) for _ in range(5)]
         for array in arrays:
             for image_id in range(0, 100, 7):
                 assert array.row(image_id).tolist() == [image_id] * 4
-        assert len(os.listdir("/proc/self/fd")) <= before + features._OPEN_SHARDS
+        assert len(os.listdir("/proc/self/fd")) <= before + cache._OPEN_SHARDS
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -187,7 +187,7 @@ def test_what_the_system_refuses_is_not_called_damage(tmp_path, monkeypatch, num
 
 def test_a_shard_that_was_replaced_meanwhile_is_not_mixed_in(tmp_path):
     array = FeatureArray(folder := many_shards(tmp_path / "sam", 1))
-    features._open_shard.cache_clear()
+    cache._open_shard.cache_clear()
     np.save(folder / "shard-00000.npy", np.zeros((1, 4), np.float64))
     with pytest.raises(ValueError, match=r"shard-00000.npy was replaced while it was read; run again"):
         array.row(0)
@@ -213,13 +213,13 @@ def test_an_encoder_that_does_not_give_the_item_is_named(study):
 
 def test_what_the_dtype_cannot_hold_is_refused_and_not_written(study, monkeypatch):
     """65,520 and more is infinite in float16; bfloat16 holds it."""
-    real = features.ImageEncoder._encode
+    real = cache.ImageEncoder._encode
 
     def encode(self, image):
         encode.calls += 1
         return real(self, image) * (1e6 if encode.calls > 5 else 1)
 
-    monkeypatch.setattr(features.ImageEncoder, "_encode", encode)
+    monkeypatch.setattr(cache.ImageEncoder, "_encode", encode)
     held = {"models.features.budget_gb": {"sam": 0}, "data.train_images": 10}
     wanted = r"patches of image \d+ exceeds what float16 holds; set models.features.dtype: bfloat16"
     encode.calls, this = 0, study(changes={**held, "models.features.dtype": "float16"})
@@ -234,7 +234,7 @@ def test_what_the_dtype_cannot_hold_is_refused_and_not_written(study, monkeypatc
 def test_images_that_are_not_stored_are_refused_too(study, monkeypatch):
     this = study(changes={"models.features.budget_gb": dict.fromkeys(ITEMS, 0), "data.train_images": 11})
     this.features()
-    real = features.ImageEncoder._encode
-    monkeypatch.setattr(features.ImageEncoder, "_encode", lambda *args: real(*args) * torch.nan)
+    real = cache.ImageEncoder._encode
+    monkeypatch.setattr(cache.ImageEncoder, "_encode", lambda *args: real(*args) * torch.nan)
     with pytest.raises(ValueError, match=r"patches of image \d+ is not finite in float16; look at the enc"):
         values(this, this.tables.images["image_id"].tolist()[:1])

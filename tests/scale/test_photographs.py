@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.assembly import RunData
 from harness.prediction import encode_mask
-from harness.tuning import _ious
+from harness.training.assembly import RunData
+from harness.training.tuning import _ious
 
 
 def resized(made, masks):

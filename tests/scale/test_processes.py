@@ -20,15 +20,17 @@ from safetensors.torch import load_file
 from torch import distributed, multiprocessing
 from torch.distributed.tensor import DTensor
 
-from harness import prediction, processes, training
-from harness import trained as trained_runs
-from harness.diverged import is_diverged
-from harness.parallel import Workers
-from harness.plan import Plan
+from harness import prediction
+from harness.planning.plan import Plan
 from harness.prediction import predict_stage
-from harness.processes import launch
-from harness.stages import run_stage
-from harness.training import train_stage
+from harness.running import processes
+from harness.running.parallel import Workers
+from harness.running.processes import launch
+from harness.running.stages import run_stage
+from harness.training import loop
+from harness.training import trained as trained_runs
+from harness.training.diverged import is_diverged
+from harness.training.loop import train_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 # Dropout on, and expressions that are not shared out evenly: both must hang on the pass alone.
@@ -66,7 +68,7 @@ def join(rank, port):
 
 def process(rank, port, plan, run):
     join(rank, port)
-    step = training.training_step
+    step = loop.training_step
 
     def checked(model, *args):
         held = {n: p for n, p in model.language.named_parameters() if isinstance(p, DTensor)}
@@ -75,7 +77,7 @@ def process(rank, port, plan, run):
         assert all(2 * p.to_local().numel() == p.numel() for p in held.values())
         return step(model, *args)
 
-    training.training_step = checked
+    loop.training_step = checked
     for stage in (1, 2):
         train_stage(plan, run, stage)
     distributed.destroy_process_group()
@@ -246,7 +248,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(study, monkeypatch, rows):
     """Killed in the second step after a checkpoint; M3 has several budgets a step."""
     changes = {"training.stage1_steps": 5, "training.checkpoint_every": 2}
     curve, weights = trained(study, "uninterrupted", rows, (1,), **changes)
-    real, made = training.training_step, []
+    real, made = loop.training_step, []
 
     def killed(*args, **kwargs):
         made.append(args[5])
@@ -254,7 +256,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(study, monkeypatch, rows):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(training, "training_step", killed)
+    monkeypatch.setattr(loop, "training_step", killed)
     with pytest.raises(KeyboardInterrupt):
         trained(study, "killed", rows, (1,), **changes)
     again, same = trained(study, "killed", rows, (1,), **changes)

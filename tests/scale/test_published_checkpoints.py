@@ -6,7 +6,6 @@ import pytest
 import torch
 from saved_glamm import WIDTH, converted, save_glamm, tiny_sam, write
 
-from harness.assembly import RunData, build_model
 from harness.cli import app
 from harness.config import LanguageConfig
 from harness.files import sha256_file
@@ -14,6 +13,7 @@ from harness.models.glamm import convert_checkpoint
 from harness.models.language import SEG, load_language
 from harness.models.sam import load_sam
 from harness.tensors import load_tensors
+from harness.training.assembly import RunData, build_model
 
 
 @pytest.fixture(scope="module")

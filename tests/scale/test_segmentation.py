@@ -9,16 +9,16 @@ import torch
 from PIL import Image
 from saved_transformers_sam import save_transformers_sam
 
-from harness.assembly import RunData, build_model
 from harness.cli import app
 from harness.config import ConfigError
 from harness.data.tables import load_tables
 from harness.images import read_rgb
 from harness.prediction import encode_mask, predict_stage
+from harness.running.stages import run_stage
 from harness.scoring.rle import overlap
 from harness.segmentation import Segmenter
-from harness.stages import run_stage
 from harness.tensors import save_tensors
+from harness.training.assembly import RunData, build_model
 from svp.commands import attention
 from svp.overlay import draw_attention
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness import training
-from harness.assembly import RunData, build_model
 from harness.tensors import save_tensors
-from harness.training import Sampler, train_stage, training_step
+from harness.training import loop
+from harness.training.assembly import RunData, build_model
+from harness.training.loop import Sampler, train_stage, training_step
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def states(this, stage, monkeypatch):
         return training_step(model, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "training_step", step)
+        patch.setattr(loop, "training_step", step)
         train_stage(this.plan, this.run, stage)
     return [*found, load_file(this.plan.weights(this.run.id, stage))]
 
@@ -189,6 +189,6 @@ def test_the_states_that_fit_the_seg_head_are_read_a_few_images_at_a_time(prepar
     for most in (None, 2):
         config = this.run.training.model_copy(update={"images_per_forward": most})
         with torch.no_grad():
-            found.append(training._first_states(model, data, Sampler(data.expressions, config, 0), steps=2))
+            found.append(loop._first_states(model, data, Sampler(data.expressions, config, 0), steps=2))
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
     assert passes == [6] * 2 + [2] * 6

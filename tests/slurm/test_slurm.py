@@ -10,8 +10,8 @@ import pytest
 import yaml
 from checkout import ROOT, Checkout
 
-from harness.plan import Plan
-from harness.study import read_study
+from harness.config.resolve import read_study
+from harness.planning.plan import Plan
 
 PROFILE = ROOT / "slurm" / "config.yaml"
 

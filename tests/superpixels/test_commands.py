@@ -13,9 +13,9 @@ import yaml
 from photographs import OPEN, photograph
 from PIL import Image
 
+from harness.measuring.tiny_sam import TinySam
 from harness.models.sam import TinySamSize, build_tiny_sam, save_tiny_sam
-from harness.superpixels import open_sam
-from harness.tiny_sam import TinySam
+from harness.superpixels.source import open_sam
 from svp.commands import bench, superpixels
 from svp.superpixels.sam import SamSuperpixels
 
@@ -66,7 +66,7 @@ def test_sam_without_weights_is_the_studys_with_its_options(tmp_path, monkeypatc
         asked.append(count)
         return TinySam(folder, [], [], options)
 
-    monkeypatch.setattr("harness.tiny_sam.tiny_sam_and_scenes", study)
+    monkeypatch.setattr("harness.measuring.tiny_sam.tiny_sam_and_scenes", study)
     draw = partial(superpixels, tmp_path / "photo.png", out=tmp_path / "out.png", source="sam", device="cpu")
     draw()
     told = json.loads(capsys.readouterr().out)

@@ -10,7 +10,7 @@ from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 
 from harness.models.sam import TinySamSize, build_tiny_sam, sam_frame, sam_input, save_tiny_sam
-from harness.superpixels import open_sam
+from harness.superpixels.source import open_sam
 from svp.bench import matched_iou
 from svp.superpixels import adaptive
 from svp.superpixels.prompting import Candidates, exact_candidates, official_candidates

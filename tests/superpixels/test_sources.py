@@ -4,9 +4,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from harness.discovery import find_sources, load_source
 from harness.images import read_rgb
-from harness.superpixels import SuperpixelMasks
+from harness.plugins.discovery import find_sources, load_source
+from harness.superpixels.source import SuperpixelMasks
 from svp.superpixels.felzenszwalb import Felzenszwalb
 from svp.superpixels.grid import Grid
 from svp.superpixels.instances import Instances

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from harness.config import ConfigError
-from harness.plan import Plan
-from harness.study import read_study
-from harness.superpixel_stage import build_source
+from harness.config.resolve import read_study
+from harness.planning.plan import Plan
+from harness.superpixels.stage import build_source
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from harness.superpixel_stage import write_superpixels
-from harness.superpixel_store import SuperpixelStore, mask_geometry
-from harness.superpixels import SuperpixelConfig, SuperpixelMasks, SuperpixelSource
+from harness.superpixels.source import SuperpixelConfig, SuperpixelMasks, SuperpixelSource
+from harness.superpixels.stage import write_superpixels
+from harness.superpixels.store import SuperpixelStore, mask_geometry
 
 GRID = (3, 4)
 
@@ -153,7 +153,7 @@ def test_training_decodes_no_mask(images, tmp_path, monkeypatch):
     def forbidden(*_):
         raise AssertionError("a mask was decoded")
 
-    monkeypatch.setattr("harness.superpixel_store.coco_mask.decode", forbidden)
+    monkeypatch.setattr("harness.superpixels.store.coco_mask.decode", forbidden)
     assert store.batch([105]).lengths.tolist() == [5]
     with pytest.raises(AssertionError, match="decoded"):
         store.masks(105)

@@ -25,7 +25,7 @@ FAKE_STAGES = """
 import time
 from pathlib import Path
 from typing import Literal
-from harness.plan import Plan
+from harness.planning.plan import Plan
 
 StageName = Literal[
     "prepare", "pool", "pretrain", "features", "superpixels", "train", "tune", "predict", "score",
@@ -79,7 +79,7 @@ class Checkout:
             else:
                 shutil.copy2(source, path / name)
         if fake_stages:
-            (path / "harness" / "stages.py").write_text(FAKE_STAGES)
+            (path / "harness" / "running" / "stages.py").write_text(FAKE_STAGES)
         return cls(path)
 
     def environment(self) -> dict[str, str]:

@@ -6,8 +6,8 @@ import yaml
 from shipped import is_shipped
 
 from harness.config import RunConfig
-from harness.plan import Plan
-from harness.study import load_study, resolve_study
+from harness.config.resolve import load_study, resolve_study
+from harness.planning.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(filter(is_shipped, (ROOT / "config").glob("*.yaml")))

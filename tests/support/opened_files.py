@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from harness.config import RunConfig
-from harness.plan import Plan
+from harness.planning.plan import Plan
 
 NEEDS = {
     "svp": ("superpixels",),

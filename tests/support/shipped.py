@@ -4,7 +4,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from harness.discovery import ProjectorInfo, find_projectors
+from harness.plugins.discovery import ProjectorInfo, find_projectors
 
 ROOT = Path(__file__).resolve().parents[2]
 

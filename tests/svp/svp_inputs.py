@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from harness.projector import ImageFeatures, Interface, Superpixels
-from harness.superpixel_store import mask_geometry, on_grid
+from harness.superpixels.store import mask_geometry, on_grid
 
 GRID, D, H = (6, 5), 16, 24
 INTERFACE = Interface(vision_width=D, language_width=H, grid=GRID)

@@ -2,8 +2,8 @@ import pytest
 import torch
 from svp_inputs import INTERFACE, single
 
-from harness.controls import load_control
-from harness.discovery import get_projector, load_projector
+from harness.plugins.controls import load_control
+from harness.plugins.discovery import get_projector, load_projector
 from svp.projector import SVP
 from svp.reordered import Reordered
 

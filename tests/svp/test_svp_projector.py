@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 from svp_inputs import GRID, INTERFACE, H, join, rectangles, single, superpixels_of, take
 
-from harness.discovery import find_projectors, load_projector
+from harness.plugins.discovery import find_projectors, load_projector
 from harness.projector import ImageFeatures, Interface
 from svp.pooling import pool
 from svp.projector import SVP

@@ -12,12 +12,12 @@ import pytest
 import torch
 from shipped import shipped_projectors
 
-from harness.assembly import RunData, build_model
+from harness.config.resolve import read_study
 from harness.models.losses import dice_loss
-from harness.plan import Plan
-from harness.stages import run_stage
-from harness.study import read_study
-from harness.training import training_step
+from harness.planning.plan import Plan
+from harness.running.stages import run_stage
+from harness.training.assembly import RunData, build_model
+from harness.training.loop import training_step
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, RATE, SHARE = 192, 1.5e-3, 0.9

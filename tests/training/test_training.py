@@ -12,7 +12,7 @@ from torch import nn
 from harness.config import TrainingConfig
 from harness.models.losses import bce_loss
 from harness.seeds import forked_rng, seed_of
-from harness.training import Sampler, _Checkpoint, _Log, learning_rate
+from harness.training.loop import Sampler, _Checkpoint, _Log, learning_rate
 
 CONFIG = TrainingConfig(stage1_steps=100, stage2_steps=300, images_per_step=6, expressions_per_image=2)
 

@@ -10,18 +10,18 @@ from saved_language import save_llama
 from saved_vision import save_vision
 from torch.nn import functional as F
 
-from harness import tuning
-from harness.assembly import RunData, finished_model
-from harness.diverged import mark_diverged
+from harness.config.resolve import read_study
 from harness.files import read_json
-from harness.held_out import held_out, without_held_out
 from harness.models.sam import TinySamSize, build_tiny_sam, save_tiny_sam
-from harness.plan import Plan
+from harness.planning.plan import Plan
+from harness.planning.triggers import checkpoint_trigger, train_trigger, tune_trigger
+from harness.running.stages import run_stage
 from harness.seeds import forked_rng
-from harness.stages import run_stage
-from harness.study import read_study
-from harness.training import Sampler
-from harness.triggers import checkpoint_trigger, train_trigger, tune_trigger
+from harness.training import tuning
+from harness.training.assembly import RunData, finished_model
+from harness.training.diverged import mark_diverged
+from harness.training.held_out import held_out, without_held_out
+from harness.training.loop import Sampler
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ["svp", "mlp", {"name": "avg_pool", "budget": "1/4"}, {"name": "text_blind", "of": "svp"}, "oracle"]

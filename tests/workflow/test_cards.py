@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from checkout import ROOT
 
-from harness import devices, stages
-from harness.plan import Plan
-from harness.study import read_study
+from harness import devices
+from harness.config.resolve import read_study
+from harness.planning.plan import Plan
+from harness.running import stages
 
 JOB = """
 import os, sys
-import harness.stages
+import harness.running.stages
 from harness.devices import claim_cards
 claim_cards(int(sys.argv[1]), cards=int(sys.argv[2]), poll_s=0.1)
 assert "torch" not in sys.modules, "it would be at the first card in every job"

@@ -10,19 +10,19 @@ import psutil
 import pytest
 from checkout import ROOT
 
-from harness.children import run_child
+from harness.running.children import run_child
 
 # What is started in the background of a shell without job control ignores SIGINT, and hands that on.
 PARENT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from harness import children
+from harness.running import children
 children._GRACE_S = float(sys.argv[1])
 sys.exit(children.run_child([sys.executable, *sys.argv[2:]]))
 """
 CHILD = """
 import os, pathlib, signal, time
-from harness.children import die_with_parent
+from harness.running.children import die_with_parent
 {first}
 pathlib.Path(f"{{os.getpid()}}.pid").touch()
 time.sleep(60)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harness import cli
-from harness.failures import explained
+from harness.running.failures import explained
 
 
 @pytest.mark.parametrize(

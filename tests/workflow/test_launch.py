@@ -14,13 +14,14 @@ import psutil
 import pytest
 from checkout import ROOT
 
-from harness import devices, launch
+from harness import devices
 from harness.config import ConfigError
-from harness.launch import abandoned_jobs, lift_lock, workflows
-from harness.plan import Plan
+from harness.config.resolve import read_study
+from harness.planning.plan import Plan
 from harness.reporting.figures import FIGURE_NAMES
 from harness.reporting.tables import TABLE_FILES
-from harness.study import read_study
+from harness.running import launch
+from harness.running.launch import abandoned_jobs, lift_lock, workflows
 
 SLEEP = "import time; time.sleep(60)"
 
@@ -53,7 +54,7 @@ def test_a_job_without_its_workflow_is_found_by_folder(start, tmp_path):
 
 def test_processes_that_share_a_job_and_what_they_start_are_found_too(start, tmp_path):
     (tmp_path / "elsewhere").mkdir()
-    worker = start("harness.processes", "config.json", "mlp.base.auto.s0", "stage1")
+    worker = start("harness.running.processes", "config.json", "mlp.base.auto.s0", "stage1")
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEP!r}], cwd='elsewhere')"
     job = start("harness.cli", "stage", "train", code=code)
     while not (children := psutil.Process(job.pid).children()):
@@ -261,7 +262,7 @@ def test_a_dry_run_refuses_what_a_run_would(edited, study, words, sentence):
 
 
 def test_two_processes_are_never_at_one_job(tmp_path, monkeypatch):
-    from harness.stages import _only_one
+    from harness.running.stages import _only_one
 
     monkeypatch.chdir(tmp_path)
     with _only_one("train-x-1"):
@@ -275,7 +276,7 @@ def test_two_processes_are_never_at_one_job(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
 def test_a_file_system_without_locks_stops_no_job(tmp_path, monkeypatch, capsys, number):
-    from harness import stages
+    from harness.running import stages
 
     def refused(*_):
         raise OSError(number, os.strerror(number))

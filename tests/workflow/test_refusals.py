@@ -47,8 +47,8 @@ def test_missing_raw_data_stop_the_run_but_not_the_plan(fresh, tmp_path):
 def test_planning_is_quick_and_needs_no_torch():
     """Every Slurm job parses the Snakefile again; CPU time of its imports and of resolving the study."""
     code = (
-        "import sys, time; from harness import triggers; from harness.plan import Plan; "
-        "from harness.study import read_study; Plan.from_raw(read_study('config/default.yaml')); "
+        "import sys, time; from harness.planning import triggers; from harness.planning.plan import Plan; "
+        "from harness.config.resolve import read_study; Plan.from_raw(read_study('config/default.yaml')); "
         "assert not {'torch', 'pandas', 'transformers'} & set(sys.modules); print(time.process_time())"
     )
     times = [

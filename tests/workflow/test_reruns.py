@@ -38,7 +38,7 @@ def test_a_second_run_finds_nothing_to_do_at_once(finished):
 def test_comments_docstrings_and_layout_rerun_nothing(edited):
     edited.edit("baselines/avg_pool.py", '"""Average pooling', '"""A mean over cells: average pooling')
     edited.edit("baselines/avg_pool.py", "        size = ", "        # coarser\n        size  =  ")
-    edited.edit("harness/training.py", "import json", "# lines of the log\nimport json")
+    edited.edit("harness/training/loop.py", "import json", "# lines of the log\nimport json")
     edited.edit("svp/projector.py", "\nclass ", "\n\n\nclass ")
     assert edited.planned() == set()
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import processes, stages, trained, training
-from harness.diverged import is_diverged
-from harness.plan import Plan
-from harness.study import read_study
+from harness.config.resolve import read_study
+from harness.planning.plan import Plan
+from harness.planning.triggers import checkpoint_dir
+from harness.running import processes, stages
 from harness.tensors import load_tensors, save_tensors
-from harness.triggers import checkpoint_dir
+from harness.training import loop, trained
+from harness.training.diverged import is_diverged
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "config/studies/smoke.yaml"
@@ -30,7 +31,7 @@ def trainings(monkeypatch):
         with log.open("a") as stream:
             stream.write(json.dumps({"stage": stage, "made": len(made)}) + "\n")
 
-    monkeypatch.setattr(training, "train_stage", train)
+    monkeypatch.setattr(loop, "train_stage", train)
     return made
 
 
@@ -123,7 +124,7 @@ def test_code_that_changed_trains_again(tmp_path, trainings, monkeypatch):
     one, two = study(tmp_path), study(tmp_path, "two")
     run = first_run(one)
     train(one, run)
-    monkeypatch.setattr("harness.triggers.projector_code", lambda run: "another")
+    monkeypatch.setattr("harness.planning.triggers.projector_code", lambda run: "another")
     train(two, run)
     assert len(trainings) == 4
 
@@ -204,12 +205,12 @@ def diverging(monkeypatch, trainings):
     """Has training diverge at a stage, in the processes that share it too, which run in this one here."""
 
     def at(which):
-        def train_or_diverge(plan, run, stage, train=training.train_stage):
+        def train_or_diverge(plan, run, stage, train=loop.train_stage):
             if stage == which:
                 raise FloatingPointError(f"{run.id}: the loss is nan at stage {stage}, step 3")
             train(plan, run, stage)
 
-        monkeypatch.setattr(training, "train_stage", train_or_diverge)
+        monkeypatch.setattr(loop, "train_stage", train_or_diverge)
         monkeypatch.setattr(processes, "train_stage", train_or_diverge)
         monkeypatch.setattr(
             processes, "launch", lambda config, run, job, *_, **__: processes._main(str(config), run, job)

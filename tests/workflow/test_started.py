@@ -8,8 +8,8 @@ import pytest
 from checkout import Checkout
 from config_files import planned
 
-from harness.snapshot import provenance
-from harness.started import LOCK_HOLDER, code_state, forget_holder, record_start
+from harness.reporting.snapshot import provenance
+from harness.running.started import LOCK_HOLDER, code_state, forget_holder, record_start
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_snakemake_started_by_hand_leaves_them_too(tmp_path):
     model = plan.model_dir(plan.keys(plan.trained[0]).model("vision")) / "done.json"
     # A job looks at what is on record while it runs.
     seen = tmp_path / "seen.json"
-    stage = checkout.path / "harness" / "stages.py"
+    stage = checkout.path / "harness" / "running" / "stages.py"
     look = f"import shutil; shutil.copy('.snakemake/svp-run.json', {str(seen)!r})\n"
     stage.write_text(stage.read_text().replace("def run_stage(", f"{look}\n\ndef run_stage(", 1))
     done = checkout.snakemake(str(model))

@@ -1,0 +1,1 @@
+"""How a study is started, checked beforehand and carried out: stages, processes, failures."""

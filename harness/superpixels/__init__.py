@@ -1,0 +1,1 @@
+"""The contract of superpixel sources, superpixels on disk, and the stage that writes them."""

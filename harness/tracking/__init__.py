@@ -1,0 +1,1 @@
+"""A finished study mirrored into MLflow, and which store that is."""
