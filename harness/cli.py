@@ -151,7 +151,7 @@ def digest(folder: Path = Path("results/reference")) -> None:
     Args:
         folder: of the snapshots.
     """
-    from harness.snapshot import write_pages
+    from harness.reporting.snapshot import write_pages
 
     for path in write_pages(folder):
         _say(f"digest: {path}")

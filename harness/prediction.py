@@ -20,10 +20,10 @@ from harness.files import atomic_path
 from harness.models.generation import generate_prompts
 from harness.models.ris import RISModel
 from harness.models.sam import sam_frame, upscale_logits
+from harness.parallel import Workers
 from harness.planning.plan import Plan
 from harness.plugins.controls import load_control
 from harness.projector import ImageFeatures
-from harness.running.parallel import Workers
 from harness.scoring.scored import evaluated, select
 from harness.seeds import deterministic
 from harness.training.assembly import RunData, finished_model

@@ -25,7 +25,7 @@ class TrainingConfig(Strict):
 
     The published schedule is GLaMM's: AdamW 3e-4, betas (0.9, 0.95), 100 warm-up steps, linear to 0.
     ``caption_weight`` is not theirs: each ``[SEG]`` also names what it means, and that many
-    ``captioned_places`` of each image ask what stands there (:mod:`harness.training.captions`); in the first
+    ``captioned_places`` of each image ask what stands there (:mod:`harness.models.captions`); in the first
     ``caption_share`` of stage 1 captions are all that is learnt, by the projector alone, as LLaVA's
     projector is aligned first. 0 leaves them out.
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.config import LanguageConfig, TrainingConfig
+from harness.models.captions import Captions
 from harness.models.language import SEG, Template, add_lora
 from harness.models.losses import bce_loss, dice_loss
 from harness.models.packing import Branch, PackedBatch, mask_for, pack
@@ -26,7 +27,6 @@ from harness.models.pruning import layer_mean, pruned_hidden
 from harness.models.sam import decode_masks
 from harness.models.seg_head import fit_start, make_seg_head
 from harness.projector import ImageFeatures, Projector, VisualTokens
-from harness.training.captions import Captions
 
 __all__ = ["Forward", "Losses", "RISModel"]
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from harness.config import RunConfig
 from harness.files import digest, file_stamp
-from harness.planning.codehash import code_hash
 from harness.planning.keys import part_of, pretrained, source_of
 from harness.planning.plan import Plan
 from harness.planning.weight_sources import local_weights, superpixel_weights
+from harness.plugins.codehash import code_hash
 from harness.plugins.discovery import get_projector, get_source
 
 __all__ = [

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from harness.planning.codehash import imported_module, module_file, parse_source
+from harness.plugins.codehash import imported_module, module_file, parse_source
 
 __all__ = ["Declaration", "declarations"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from harness.planning.codehash import helper_folders, module_closure
+from harness.plugins.codehash import helper_folders, module_closure
 from harness.plugins.declarations import Declaration, declarations
 
 if TYPE_CHECKING:

@@ -29,6 +29,7 @@ from transformers import (
 
 from harness.config import PretrainConfig, RunConfig
 from harness.files import write_json
+from harness.models.captions import PLACES
 from harness.models.vision import VisionEncoder
 from harness.pretraining.grounding import pretrain_grounding
 from harness.pretraining.optimise import optimise, split_matrices
@@ -36,7 +37,6 @@ from harness.pretraining.pool import Pool
 from harness.pretraining.sam import pretrain_sam
 from harness.pretraining.telling import asked, naming, story_slots, told_states
 from harness.seeds import deterministic, forked_rng
-from harness.training.captions import PLACES
 
 __all__ = ["pretrain"]
 
@@ -158,7 +158,7 @@ def _language(run: RunConfig, config: PretrainConfig, pool: Pool, out_dir: Path)
 
     Scenes are told as :func:`harness.pretraining.telling.told_states` says. Where the text ends the model's
     own output head names the looks and the place of the object meant, all in one step
-    (:mod:`harness.training.captions`), so that one hidden state holds all that ``[SEG]`` must tell. It is
+    (:mod:`harness.models.captions`), so that one hidden state holds all that ``[SEG]`` must tell. It is
     what an LLM knows of referring before it sees an image.
     """
     stories = pool.stories()

@@ -11,7 +11,7 @@ import pandas as pd
 from pycocotools import mask as coco_mask
 
 from harness.images import read_rgb
-from harness.training.captions import place_words
+from harness.models.captions import place_words
 
 __all__ = ["DenseTargets", "Pool", "Story", "Thing"]
 

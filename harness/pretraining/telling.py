@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.models.captions import PLACES, Slots, caption_loss, place_words
 from harness.pretraining.pool import Story, Thing
-from harness.training.captions import PLACES, Slots, caption_loss, place_words
 
 __all__ = ["asked", "naming", "pieces", "story_slots", "told_states"]
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from harness.config import RunConfig
 from harness.data.tables import load_tables
 from harness.features.cache import open_features
+from harness.models.captions import Captioner
 from harness.models.language import Template, load_language
 from harness.models.ris import RISModel
 from harness.models.sam import NoEncoder, load_sam, sam_frame
@@ -26,7 +27,6 @@ from harness.projector import ImageFeatures, Interface, Superpixels
 from harness.seeds import forked_rng
 from harness.superpixels.store import SuperpixelStore
 from harness.tensors import load_tensors
-from harness.training.captions import Captioner
 
 __all__ = ["RunData", "build_model", "finished_model", "image_features", "load_stage"]
 

@@ -22,9 +22,9 @@ from tqdm import tqdm
 from harness.config import RunConfig, TrainingConfig
 from harness.files import atomic_path
 from harness.models.ris import RISModel
+from harness.parallel import Workers
 from harness.planning.plan import Plan
 from harness.planning.triggers import checkpoint_dir
-from harness.running.parallel import Workers
 from harness.running.started import code_state
 from harness.seeds import deterministic, forked_rng, numpy_generator, torch_generator
 from harness.tensors import load_tensors, save_tensors

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from harness.planning.codehash import code_hash, module_closure
+from harness.plugins.codehash import code_hash, module_closure
 from harness.plugins.declarations import declarations
 from harness.plugins.discovery import ProjectorInfo, get_projector
 
@@ -78,7 +78,7 @@ def test_a_projector_hangs_on_its_own_package_only():
 
 def test_following_imports_imports_nothing():
     code = (
-        "import sys; from harness.planning.codehash import code_hash; "
+        "import sys; from harness.plugins.codehash import code_hash; "
         "code_hash('harness.training.loop', 'harness.prediction'); "
         "code_hash('svp.projector', 'baselines.c_abstractor'); "
         "assert not {'torch', 'harness.training.loop', 'svp.projector'} & set(sys.modules)"

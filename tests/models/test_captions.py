@@ -8,7 +8,7 @@ import torch
 from tiny_ris import EXPRESSIONS, features, make_model
 from torch import nn
 
-from harness.training.captions import Captioner, Captions, Slots, caption_loss
+from harness.models.captions import Captioner, Captions, Slots, caption_loss
 
 
 def test_a_word_competes_with_its_like_alone():

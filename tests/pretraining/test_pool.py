@@ -7,9 +7,9 @@ from pycocotools import mask as coco_mask
 
 from harness.data.options import SyntheticData
 from harness.data.synthetic import generate_pool
+from harness.models.captions import place_words
 from harness.pretraining.models import build_tokenizer
 from harness.pretraining.pool import Pool
-from harness.training.captions import place_words
 
 
 @pytest.fixture(scope="module")

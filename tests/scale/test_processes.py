@@ -21,10 +21,10 @@ from torch import distributed, multiprocessing
 from torch.distributed.tensor import DTensor
 
 from harness import prediction
+from harness.parallel import Workers
 from harness.planning.plan import Plan
 from harness.prediction import predict_stage
 from harness.running import processes
-from harness.running.parallel import Workers
 from harness.running.processes import launch
 from harness.running.stages import run_stage
 from harness.training import loop

@@ -23,7 +23,7 @@ _NOT_FOLLOWED = (
     "harness.cli",
     "harness.plugins.declarations",
     "harness.plugins.discovery",
-    "harness.planning.codehash",
+    "harness.plugins.codehash",
     "harness.planning.triggers",
 )
 _OURS = ("harness", "svp", "baselines")
