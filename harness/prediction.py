@@ -65,26 +65,30 @@ def predict_masks(
         protocol: how answers are decoded, and where a mask begins.
 
     Returns:
-        bool ``[m_i, height, width]`` and visual tokens of each image; whether ``[SEG]`` was said, of each
-        expression.
+        bool ``[m_i, height, width]`` of each image; of each expression the visual tokens that were read for
+        it, and whether ``[SEG]`` was said.
     """
+    counts = [len(group) for group in expressions]
     if protocol.decode == "generate":
-        visual = model.visual_tokens(image)
-        prompts, emitted = generate_prompts(model, visual, expressions, protocol.max_new_tokens)
-        owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor([len(g) for g in expressions]))
+        own, texts, _ = model.asked(image, expressions)
+        visual = model.visual_tokens(own)
+        prompts, emitted = generate_prompts(model, visual, texts, protocol.max_new_tokens)
+        owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(counts))
         logits = model.mask_logits(prompts, sam_embeddings[owner.to(sam_embeddings.device)])
     else:
         logits, _, visual, _ = model(image, expressions, sam_embeddings)
         emitted = torch.ones(len(logits), dtype=torch.bool)
     side = model.sam.image_encoder.img_size
-    counts = [len(group) for group in expressions]
     masks = []
     for part, said, (height, width) in zip(logits.split(counts), emitted.split(counts), sizes, strict=True):
         frame = sam_frame(height, width, side)
         full = upscale_logits(part[:, None].float(), side, frame, height, width)[:, 0]
         # A model that does not say [SEG] shows nothing: its empty mask leaves the target in the union.
         masks.append(((full > protocol.threshold) & said[:, None, None].to(full.device)).cpu().numpy())
-    return masks, visual.lengths.tolist(), emitted.tolist()
+    tokens = visual.lengths.cpu()
+    if not model.reads_expression:
+        tokens = tokens.repeat_interleave(torch.tensor(counts))
+    return masks, tokens.tolist(), emitted.tolist()
 
 
 def predict_batch(
@@ -106,7 +110,7 @@ def predict_batch(
     device = next(model.parameters()).device
     image_ids = [int(g["image_id"].iloc[0]) for g in groups]
     read = [(read_instead or {}).get(i, i) for i in image_ids]
-    masks, lengths, emitted = predict_masks(
+    masks, tokens, emitted = predict_masks(
         model,
         data.features(read, device),
         data.sam_embeddings(image_ids, device),
@@ -114,9 +118,7 @@ def predict_batch(
         [data.size(image_id) for image_id in image_ids],
         protocol,
     )
-    counts = [encode_mask(mask) for part in masks for mask in part]
-    tokens = [length for part, length in zip(masks, lengths, strict=True) for _ in part]
-    return counts, tokens, emitted
+    return [encode_mask(mask) for part in masks for mask in part], tokens, emitted
 
 
 def predict_stage(plan: Plan, run: RunConfig) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "EncoderHook",
+    "Expressions",
     "ImageFeatures",
     "Interface",
     "LanguageHook",
@@ -73,6 +74,35 @@ class Superpixels:
             torch.arange(len(self.lengths), device=self.lengths.device), self.lengths
         )
 
+    def take(self, images: Tensor) -> Superpixels:
+        """Those of the images numbered so, ``[m]`` int64; an image may come more than once."""
+        parts = torch.arange(len(self.areas), device=images.device).split(self.lengths.tolist())
+        rows = torch.cat([parts[i] for i in images.tolist()])
+        own = {n: getattr(self, n)[rows] for n in ("occupancy", "weights", "boxes", "areas")}
+        excess = None if self.excess is None else self.excess[images]
+        return Superpixels(lengths=self.lengths[images], excess=excess, **own)
+
+
+@dataclass(frozen=True)
+class Expressions:
+    """The expression that each image of a batch is asked for, as the language model would read it.
+
+    Attributes:
+        embeddings: ``[sum t_i, H]`` the language model's frozen input embeddings of its tokens, packed.
+        lengths: ``[b]`` int64, tokens of each.
+    """
+
+    embeddings: Tensor
+    lengths: Tensor
+
+    def split(self) -> tuple[Tensor, ...]:
+        """One ``[t_i, H]`` view an image."""
+        return self.embeddings.split(self.lengths.tolist())
+
+    def mean(self) -> Tensor:
+        """``[b, H]`` mean over the tokens of each."""
+        return torch.stack([part.mean(0) for part in self.split()])
+
 
 @dataclass(frozen=True)
 class ImageFeatures:
@@ -91,6 +121,8 @@ class ImageFeatures:
         superpixels: ragged superpixels, for projectors that need ``superpixels``.
         encoder_tokens: ``[b, k, d]`` what the encoder gives under the projector's own encoder hook, for
             projectors that need ``encoder_tokens``; they stand on no grid.
+        expressions: what each image is asked for, for projectors that need ``expression``. An image of
+            several expressions then comes once for each of them.
     """
 
     patches: Tensor
@@ -102,6 +134,7 @@ class ImageFeatures:
     last_keys: Tensor | None = None
     superpixels: Superpixels | None = None
     encoder_tokens: Tensor | None = None
+    expressions: Expressions | None = None
 
     def __post_init__(self) -> None:
         """Refuse a grid that does not hold the patches."""
@@ -116,6 +149,27 @@ class ImageFeatures:
     def with_patches(self, patches: Tensor) -> ImageFeatures:
         """A copy that carries other patch embeddings of the same grid."""
         return replace(self, patches=patches)
+
+    def take(self, images: Tensor) -> ImageFeatures:
+        """The images numbered so, ``[m]`` int64, without expressions; an image may come more than once."""
+        taken: dict[str, Tensor | None] = {
+            name: None if (value := getattr(self, name)) is None else value[images]
+            for name in (
+                "patches",
+                "cls_attention",
+                "keys",
+                "last_cls_attention",
+                "last_keys",
+                "encoder_tokens",
+            )
+        }
+        return replace(
+            self,
+            levels=tuple(level[images] for level in self.levels),
+            superpixels=None if self.superpixels is None else self.superpixels.take(images),
+            expressions=None,
+            **taken,  # type: ignore[arg-type]
+        )
 
 
 @dataclass(frozen=True)
@@ -258,7 +312,7 @@ class Projector(nn.Module):
             name; stands under every table that holds it.
         budgets: token counts of its publication on a 24x24 grid; empty where it adapts.
         needs: what it reads beyond ``patches``: ``levels``, ``cls_attention``, ``keys``,
-            ``last_cls_attention``, ``last_keys``, ``superpixels``, ``encoder_tokens``.
+            ``last_cls_attention``, ``last_keys``, ``superpixels``, ``encoder_tokens``, ``expression``.
         superpixel_source: a fixed superpixel source (a part's name), or ``None`` for the study's own.
     """
 

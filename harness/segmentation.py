@@ -37,13 +37,13 @@ class Segmentation:
     Attributes:
         masks: ``[m, H, W]`` bool, one an expression.
         emitted: whether ``[SEG]`` was said, of each; always under a forced answer.
-        visual_tokens: that the language model read.
+        visual_tokens: that the language model read for each expression.
         superpixels: ``[K, H, W]`` bool that the tokens come from; ``None`` where they come from patches.
     """
 
     masks: np.ndarray
     emitted: list[bool]
-    visual_tokens: int
+    visual_tokens: list[int]
     superpixels: np.ndarray | None
 
 
@@ -110,7 +110,7 @@ class Segmenter:
         )
         made = seen.superpixels
         drawn = None if made is None else _stretched(made.masks, image.shape[0], image.shape[1])
-        return Segmentation(masks[0], emitted, tokens[0], drawn)
+        return Segmentation(masks[0], emitted, tokens, drawn)
 
     @property
     def projector(self) -> Projector:

@@ -47,12 +47,18 @@ def segment(
         {
             "expression": text,
             "area": float(mask.mean()),
+            "visual_tokens": tokens,
             "seg_emitted": said,
             "rle": {"size": list(mask.shape), "counts": encode_mask(mask)},
         }
-        for text, mask, said in zip(expressions, found.masks, found.emitted, strict=True)
+        for text, mask, tokens, said in zip(
+            expressions, found.masks, found.visual_tokens, found.emitted, strict=True
+        )
     ]
-    value = {"visual_tokens": found.visual_tokens, "masks": told, "out": [str(path) for path in paths]}
-    lines = [f"{t['expression']}: {100 * t['area']:.1f} % of the image" for t in told]  # type: ignore[operator]
-    text = "\n".join([*lines, f"{found.visual_tokens} visual tokens; drawn in {paths[0]}"])
+    value = {"masks": told, "out": [str(path) for path in paths]}
+    lines = [
+        f"{t['expression']}: {100 * t['area']:.1f} % of the image, by {t['visual_tokens']} visual tokens"  # type: ignore[operator]
+        for t in told
+    ]
+    text = "\n".join([*lines, f"drawn in {paths[0]}"])
     answer(value, json, text)

@@ -107,8 +107,9 @@ class _Row(Member):
         model, data = self.model, self.data
         device = next(model.parameters()).device
         ids = [int(g["image_id"].iloc[0]) for g in groups]
-        texts = [g["sentence"].tolist() for g in groups]
-        features, sam = data.features(ids, device), data.sam_embeddings(ids, device)
+        said = [g["sentence"].tolist() for g in groups]
+        features, texts, owner = model.asked(data.features(ids, device), said)
+        sam = data.sam_embeddings(ids, device)
         visual = model.visual_tokens(features)
         packed = model.pack(visual, texts)
         prompts = model.seg_prompts(model.hidden(packed), packed)
@@ -116,7 +117,7 @@ class _Row(Member):
             "project": lambda: model.visual_tokens(features),
             "prefill": lambda: model.seg_prompts(model.hidden(model.pack(visual, texts)), packed),
             # a copy an expression: kept for every row, they would fill a GPU
-            "mask": lambda: model.mask_logits(prompts, sam[packed.image_index]),
+            "mask": lambda: model.mask_logits(prompts, sam[owner[packed.image_index]]),
         }
 
     def _train_step(self, groups: Batch) -> Callable[[], object]:
@@ -227,9 +228,13 @@ def _layer_tokens(row: _Row, device: torch.device) -> float | None:
     row.model.eval()
     if row.model.projector.llm_hook() is None:
         return None
-    ids = [int(g["image_id"].iloc[0]) for g in row.cases[TRAIN][0]]
+    groups = row.cases[TRAIN][0]
+    ids = [int(g["image_id"].iloc[0]) for g in groups]
     with row.on(device):
-        visual = row.model.visual_tokens(row.data.features(ids, device))
+        image, _, _ = row.model.asked(
+            row.data.features(ids, device), [g["sentence"].tolist() for g in groups]
+        )
+        visual = row.model.visual_tokens(image)
     return float(np.mean([row.model.layer_tokens(count) for count in visual.lengths.tolist()]))
 
 

@@ -165,6 +165,17 @@ class Template:
         """:meth:`_encode_expression`, remembered: epochs, and places asked for, repeat the same texts."""
         return lru_cache(maxsize=2**16)(self._encode_expression)
 
+    def words(self, expression: str) -> list[int]:
+        """Ids of the expression alone.
+
+        Raises:
+            ValueError: it has no token.
+        """
+        ids = self._encode(expression.lower() if self.lower_case else expression)
+        if not ids:
+            raise ValueError(f"expression {expression!r} has no token")
+        return ids
+
     def _encode_expression(self, expression: str) -> tuple[Sequence[int], int]:
         """Ids after the image (question, answer, EOS) and how many of them belong to the question.
 
@@ -174,9 +185,8 @@ class Template:
         Raises:
             ValueError: the expression has no token.
         """
+        self.words(expression)  # refuses one without a token
         text = expression.lower() if self.lower_case else expression
-        if not self._encode(text):
-            raise ValueError(f"expression {expression!r} has no token")
         before, after = self._drawn(self.questions, "question", text)
         question = f"{before}{text}{after}"
         ids = self._encode(question + self._drawn(self.answers, "answer", text))

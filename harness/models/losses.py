@@ -2,11 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["bce_loss", "dice_loss"]
+from harness.config import TrainingConfig
+
+__all__ = ["Losses", "bce_loss", "dice_loss", "weighted_losses"]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The weighted total and its parts (scalars)."""
+
+    total: Tensor
+    ce: Tensor
+    caption: Tensor
+    bce: Tensor
+    dice: Tensor
+
+
+def weighted_losses(
+    logits: Tensor,
+    ce: Tensor,
+    caption: Tensor | None,
+    target: Tensor,
+    valid: Tensor | None,
+    weights: TrainingConfig,
+) -> Losses:
+    """CE, BCE and Dice at the target's resolution, weighted as configured.
+
+    Args:
+        logits: ``[m, s, s]`` low resolution, in SAM's padded square frame.
+        ce: cross-entropy of the answers.
+        caption: loss of the captions, if any.
+        target: ``[m, S, S]`` ground truth in the same frame.
+        valid: ``[m, S, S]`` bool, false on padding; ``None`` where there is none.
+        weights: the recipe.
+    """
+    full = F.interpolate(logits[:, None].float(), target.shape[-2:], mode="bilinear", align_corners=False)
+    full = full[:, 0]
+    bce, dice = bce_loss(full, target, valid), dice_loss(full, target, valid)
+    total = weights.ce_weight * ce + weights.bce_weight * bce + weights.dice_weight * dice
+    caption = torch.zeros_like(ce) if caption is None else caption
+    total = total + weights.caption_weight * caption
+    return Losses(total, ce.detach(), caption.detach(), bce.detach(), dice.detach())
 
 
 def bce_loss(logits: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -49,7 +49,7 @@ def _own_sequences(packed: PackedBatch, attention: Tensor, hook: LanguageHook) -
     """Columns ``[m, L']`` of the packed sequence that each expression goes on with, and which are real."""
     chosen = []
     for row, column, end in zip(
-        packed.image_index.tolist(), packed.seg_column.tolist(), packed.question_column.tolist(), strict=True
+        packed.seg_row.tolist(), packed.seg_column.tolist(), packed.question_column.tolist(), strict=True
     ):
         branch, visual = packed.branch[row], packed.is_visual[row]
         stays = (branch == 0) | (branch == branch[column])
@@ -94,7 +94,7 @@ def pruned_hidden(decoder: Any, packed: PackedBatch, hook: LanguageHook) -> Tens
     hidden, weights = _with_weights(decoder.layers[hook.layer - 1], hidden, **kwargs)
 
     columns, real = _own_sequences(packed, weights.detach().float().mean(1), hook)
-    rows = packed.image_index[:, None]
+    rows = packed.seg_row[:, None]
     hidden, positions = hidden[rows, columns], positions[rows, columns]
     # A padded place repeats the first token, which sees itself: no row of the softmax is empty.
     sees = packed.mask[:, 0][rows[..., None], columns[:, :, None], columns[:, None, :]] & real[:, None, :]

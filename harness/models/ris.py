@@ -8,7 +8,7 @@ projector holds back (SSPE).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -18,17 +18,16 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.config import LanguageConfig, TrainingConfig
+from harness.config import LanguageConfig
 from harness.models.captions import Captions
 from harness.models.language import SEG, Template, add_lora
-from harness.models.losses import bce_loss, dice_loss
 from harness.models.packing import Branch, PackedBatch, mask_for, pack
 from harness.models.pruning import layer_mean, pruned_hidden
 from harness.models.sam import decode_masks
 from harness.models.seg_head import fit_start, make_seg_head
-from harness.projector import ImageFeatures, Projector, VisualTokens
+from harness.projector import Expressions, ImageFeatures, Projector, VisualTokens
 
-__all__ = ["Forward", "Losses", "RISModel"]
+__all__ = ["Forward", "RISModel"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -62,17 +61,6 @@ class Forward(NamedTuple):
     ce: Tensor
     visual: VisualTokens
     caption: Tensor | None
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The weighted total and its parts (scalars)."""
-
-    total: Tensor
-    ce: Tensor
-    caption: Tensor
-    bce: Tensor
-    dice: Tensor
 
 
 def _contiguous(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -253,9 +241,38 @@ class RISModel(nn.Module):
 
     # --- forward ---------------------------------------------------------------------------------
 
+    @property
+    def reads_expression(self) -> bool:
+        """Whether an image's visual tokens hang on what is asked: then each expression has its own."""
+        return "expression" in self.projector.needs
+
+    def asked(
+        self, image: ImageFeatures, texts: Sequence[Sequence[str]]
+    ) -> tuple[ImageFeatures, Sequence[Sequence[str]], Tensor]:
+        """A batch as this projector must see it: one that reads the expression gets an image for each.
+
+        Args:
+            image: features of ``b`` images.
+            texts: what each is asked, ``m`` in all.
+
+        Returns:
+            features and texts of ``b`` images, or of ``m``; and of each of these which of the ``b`` it is.
+        """
+        device = image.patches.device
+        if not self.reads_expression:
+            return image, texts, torch.arange(len(texts), device=device)
+        counts = torch.tensor([len(group) for group in texts], device=device)
+        owner = torch.arange(len(texts), device=device).repeat_interleave(counts)
+        alone = [[text] for group in texts for text in group]
+        ids = [self.template.words(text) for (text,) in alone]
+        embed = self.language.get_input_embeddings()
+        read = embed(torch.tensor([word for words in ids for word in words], device=device)).detach()
+        lengths = torch.tensor([len(words) for words in ids], device=device)
+        return replace(image.take(owner), expressions=Expressions(read, lengths)), alone, owner
+
     @_in_compute_dtype
     def visual_tokens(self, image: ImageFeatures, **kwargs: object) -> VisualTokens:
-        """The projector's tokens for a batch of images."""
+        """The projector's tokens for a batch of images (as :meth:`asked` gives them)."""
         return self.projector(image, **kwargs)
 
     def pack(self, visual: VisualTokens, expressions: Sequence[Sequence[str]]) -> PackedBatch:
@@ -303,16 +320,20 @@ class RISModel(nn.Module):
         """``[m, s, s]`` low-resolution mask logits; ``image_embeddings [m, C, h, w]``, one an expression."""
         return decode_masks(self.sam, image_embeddings, prompts)[0][:, 0]
 
-    def _read(
-        self,
-        image: ImageFeatures,
-        expressions: Sequence[Sequence[str]],
-        places: Sequence[Sequence[str]],
-        **kwargs: object,
+    def read(
+        self, image: ImageFeatures, texts: Sequence[Sequence[str]], **kwargs: object
     ) -> tuple[VisualTokens, PackedBatch, Tensor]:
+        """What the language model makes of ``texts``, what each of ``b`` images is asked.
+
+        Returns:
+            the visual tokens, of each image or of each text (:meth:`asked`); the sequences, with
+            ``image_index`` among the ``b``; their last hidden states.
+        """
+        image, texts, owner = self.asked(image, texts)
         visual = self.visual_tokens(image, **kwargs)
-        packed = self.pack(visual, [[*said, *rest] for said, rest in zip(expressions, places, strict=True)])
-        return visual, packed, self.hidden(packed)
+        packed = self.pack(visual, texts)
+        hidden = self.hidden(packed)
+        return visual, replace(packed, image_index=owner[packed.image_index]), hidden
 
     @_in_compute_dtype
     def caption(
@@ -323,7 +344,8 @@ class RISModel(nn.Module):
         **kwargs: object,
     ) -> tuple[Tensor, VisualTokens]:
         """Scalar loss of the captions, and the visual tokens; no mask. Arguments as of :meth:`forward`."""
-        visual, packed, hidden = self._read(image, expressions, captions.places, **kwargs)
+        texts = [[*said, *rest] for said, rest in zip(expressions, captions.places, strict=True)]
+        visual, packed, hidden = self.read(image, texts, **kwargs)
         scores = self.language.get_output_embeddings()(hidden[packed.seg_row, packed.seg_column])
         return captions.loss(scores), visual
 
@@ -346,44 +368,16 @@ class RISModel(nn.Module):
             kwargs: ``budget`` and ``generator`` of the projector.
         """
         asked = captions.places if captions else [()] * len(expressions)
-        visual, packed, hidden = self._read(image, expressions, asked, **kwargs)
+        pairs = list(zip(expressions, asked, strict=True))
+        visual, packed, hidden = self.read(image, [[*said, *rest] for said, rest in pairs], **kwargs)
         head = self.language.get_output_embeddings()
         scores = head(hidden[packed.target_row, packed.target_column])
         ce = F.cross_entropy(scores.float(), packed.target_ids)
         caption = captions.loss(head(hidden[packed.seg_row, packed.seg_column])) if captions else None
         states = self.seg_states(hidden, packed)
-        pairs = zip(expressions, asked, strict=True)
         kinds = [kind for said, rest in pairs for kind in [True] * len(said) + [False] * len(rest)]
         meant = torch.tensor(kinds, device=states.device)
         prompts = self.seg_head(states[meant])[:, None]
         logits = self.mask_logits(prompts, sam_embeddings[packed.image_index[meant]])
         # Places answer too: an expression, so that shares of a step add up by their expressions.
         return Forward(logits, ce * (len(states) / len(prompts)), visual, caption)
-
-    def losses(
-        self,
-        logits: Tensor,
-        ce: Tensor,
-        caption: Tensor | None,
-        target: Tensor,
-        valid: Tensor | None,
-        weights: TrainingConfig,
-    ) -> Losses:
-        """CE, BCE and Dice at the target's resolution, weighted as configured.
-
-        Args:
-            logits: ``[m, s, s]`` low resolution, in SAM's padded square frame.
-            ce: cross-entropy of the answers.
-            caption: loss of the captions, if any.
-            target: ``[m, S, S]`` ground truth in the same frame.
-            valid: ``[m, S, S]`` bool, false on padding; ``None`` where there is none.
-            weights: the recipe.
-        """
-        full = F.interpolate(
-            logits[:, None].float(), target.shape[-2:], mode="bilinear", align_corners=False
-        )[:, 0]
-        bce, dice = bce_loss(full, target, valid), dice_loss(full, target, valid)
-        total = weights.ce_weight * ce + weights.bce_weight * bce + weights.dice_weight * dice
-        caption = torch.zeros_like(ce) if caption is None else caption
-        total = total + weights.caption_weight * caption
-        return Losses(total, ce.detach(), caption.detach(), bce.detach(), dice.detach())

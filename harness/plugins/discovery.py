@@ -55,6 +55,7 @@ class ProjectorInfo(Declaration):
             "last_keys",
             "superpixels",
             "encoder_tokens",
+            "expression",
         ),
     }
 

@@ -37,6 +37,11 @@ def table_notes(plan: Plan) -> tuple[str, ...]:
         info = get_projector(run.source)
         if info.departs:
             notes.append(f"{run.projector} {info.departs}.")
+        if "expression" in info.needs:
+            notes.append(
+                f"{run.projector} reads the expression: an image's tokens are made and read once for each of "
+                "its expressions, where the other rows read them once."
+            )
         if info.acts_on == "superpixels":
             notes.append(f"{run.projector} has no language model: its tokens are what it chooses among.")
     return tuple(dict.fromkeys(notes))

@@ -96,7 +96,12 @@ def image_features(
     """What a projector sees, of the arrays of ``b`` images by item, SAM's embeddings left out."""
     own = {item: value for item, value in read.items() if item not in ("sam", "levels")}
     levels = read["levels"].unbind(1) if "levels" in read else ()
-    return ImageFeatures(grid=grid, levels=tuple(levels), superpixels=superpixels, **own)
+    return ImageFeatures(
+        grid=grid,
+        levels=tuple(levels),
+        superpixels=superpixels,
+        **own,  # type: ignore[arg-type]
+    )
 
 
 def _in_frame(counts: str, height: int, width: int, h: int, w: int) -> Tensor:

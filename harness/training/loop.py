@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from harness.config import RunConfig, TrainingConfig
 from harness.files import atomic_path
+from harness.models.losses import weighted_losses
 from harness.models.ris import RISModel
 from harness.parallel import Workers
 from harness.planning.plan import Plan
@@ -145,7 +146,7 @@ def _forward_backward(
         with forked_rng("dropout", *draw):
             if masked:
                 out = model(features, expressions, sam_embeddings, captions, **options)
-                losses = model.losses(out.logits, out.ce, out.caption, target, valid, config)
+                losses = weighted_losses(out.logits, out.ce, out.caption, target, valid, config)
                 total, visual = losses.total, out.visual
                 values = {name: getattr(losses, name) for name in ("ce", "caption", "bce", "dice")}
             else:
@@ -171,9 +172,9 @@ def _first_states(model: RISModel, data: RunData, sampler: Sampler, steps: int =
         each = sampler.config.images_per_forward or len(groups)
         for start in range(0, len(groups), each):
             some = groups[start : start + each]
-            visual = model.visual_tokens(data.features([int(g["image_id"].iloc[0]) for g in some], device))
-            packed = model.pack(visual, [g["sentence"].tolist() for g in some])
-            states.append(model.seg_states(model.hidden(packed), packed))
+            image = data.features([int(g["image_id"].iloc[0]) for g in some], device)
+            _, packed, hidden = model.read(image, [g["sentence"].tolist() for g in some])
+            states.append(model.seg_states(hidden, packed))
     return torch.cat(states).float()
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from harness.config import ProtocolConfig, TrainingConfig
 from harness.models.language import SEG, Template, load_tokenizer
-from harness.models.losses import bce_loss, dice_loss
+from harness.models.losses import bce_loss, dice_loss, weighted_losses
 from harness.models.sam import (
     TinySamSize,
     build_tiny_sam,
@@ -251,13 +251,13 @@ def test_each_loss_has_its_own_weight(model):
         caption_weight=10.0,
     )
     logits, target = torch.zeros(1, 2, 2), torch.ones(1, 2, 2)
-    found = model.losses(logits, torch.tensor(3.0), torch.tensor(5.0), target, None, weights)
+    found = weighted_losses(logits, torch.tensor(3.0), torch.tensor(5.0), target, None, weights)
     # half certain everywhere: -ln(1/2); 1 - (2 * 2 + 1) / (2 + 4 + 1)
     bce, dice = math.log(2), 2 / 7
     parts = (found.ce.item(), found.bce.item(), found.dice.item(), found.caption.item())
     assert parts == pytest.approx((3, bce, dice, 5))
     assert found.total.item() == pytest.approx(3 + 2 * bce + 0.5 * dice + 10 * 5)
-    without = model.losses(logits, torch.tensor(3.0), None, target, None, weights)
+    without = weighted_losses(logits, torch.tensor(3.0), None, target, None, weights)
     assert without.total.item() == pytest.approx(found.total.item() - 50) and without.caption.item() == 0
 
 

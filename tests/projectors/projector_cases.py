@@ -12,7 +12,7 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 
 from harness.models.encoder_hooks import hooked_blocks
 from harness.plugins.discovery import load_projector
-from harness.projector import ImageFeatures, Superpixels
+from harness.projector import Expressions, ImageFeatures, Superpixels
 
 WIDTH, LANGUAGE, GRID, LEVELS = 32, 24, (12, 12), 4
 HEADS = 2
@@ -61,10 +61,14 @@ def make_features(
         last_cls_attention=(2 * noise(b, n)).softmax(-1) * 0.9,
         last_keys=noise(b, HEADS, n, width // HEADS),
     )
+    words = torch.tensor([1 + i % 3 for i in range(b)])
+    image = replace(image, expressions=Expressions(noise(int(words.sum()), LANGUAGE), words))
     if needs is None:
         return image
     absent = {*ATTENTION, "superpixels"} - set(needs)
     image = replace(image, **dict.fromkeys(absent))
+    if "expression" not in needs:
+        image = replace(image, expressions=None)
     return image if "levels" in needs else replace(image, levels=())
 
 
@@ -101,7 +105,7 @@ def further_tensors(image: ImageFeatures) -> dict[str, torch.Tensor]:
 
 def one_image(image: ImageFeatures, index: int) -> ImageFeatures:
     """The batch that holds image ``index`` alone."""
-    superpixels = image.superpixels
+    superpixels, expressions = image.superpixels, image.expressions
     if superpixels is not None:
         rows = superpixels.image_index == index
         superpixels = Superpixels(
@@ -112,21 +116,26 @@ def one_image(image: ImageFeatures, index: int) -> ImageFeatures:
             superpixels.lengths[index : index + 1],
         )
     pick = slice(index, index + 1)
+    if expressions is not None:
+        expressions = Expressions(expressions.split()[index], expressions.lengths[pick])
     return replace(
         image,
         patches=image.patches[pick],
         levels=tuple(level[pick] for level in image.levels),
         superpixels=superpixels,
+        expressions=expressions,
         **{item: value[pick] for item, value in further_tensors(image).items()},
     )
 
 
 def in_dtype(image: ImageFeatures, dtype: torch.dtype) -> ImageFeatures:
     """The same features in ``dtype``."""
+    said = image.expressions
     return replace(
         image,
         patches=image.patches.to(dtype),
         levels=tuple(level.to(dtype) for level in image.levels),
         superpixels=None if image.superpixels is None else image.superpixels.to("cpu", dtype),
+        expressions=None if said is None else replace(said, embeddings=said.embeddings.to(dtype)),
         **{item: value.to(dtype) for item, value in further_tensors(image).items()},
     )

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from harness.plugins.discovery import find_projectors, get_projector, load_projector
 from harness.projector import Interface, Projector
 
-NEEDS = {"levels", *ATTENTION, "superpixels", "encoder_tokens"}
+NEEDS = {"levels", *ATTENTION, "superpixels", "encoder_tokens", "expression"}
 PUBLISHED_GRID = (24, 24)
 ODD_GRIDS = [(12, 12), (8, 12), (12, 6), (7, 7), (5, 7), (1, 6), (1, 1)]
 
@@ -107,6 +107,17 @@ def test_tokens_depend_on_the_image(name):
     projector = build(name)
     one, other = (projector(features(name, seed=seed)).embeddings for seed in (0, 1))
     assert one.shape != other.shape or not torch.allclose(one, other)
+
+
+def test_tokens_depend_on_the_expression_where_it_is_read(name):
+    image = features(name)
+    if image.expressions is None:
+        return
+    said, projector = image.expressions, build(name)
+    other = replace(image, expressions=replace(said, embeddings=said.embeddings.flip(1)))
+    with torch.no_grad():
+        one, two = (projector(i).embeddings for i in (image, other))
+    assert one.shape != two.shape or not torch.allclose(one, two)
 
 
 def test_every_parameter_learns(name):

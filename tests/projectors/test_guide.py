@@ -32,6 +32,13 @@ def example(tmp_path):
     return path
 
 
+@pytest.fixture
+def guided(example):
+    path = example.with_name("asked_pool.py")
+    path.write_text(blocks("python")[1])
+    return path
+
+
 def contract(command, example):
     arguments = command.replace("my/soft_pool.py", str(example)).split()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -49,6 +56,18 @@ def test_the_example_passes_the_contract_tests_by_the_guides_command(example):
     result = contract(blocks("bash")[0].strip(), example)
     assert result.returncode == 0, result.stdout[-3000:]
     assert " passed" in result.stdout or "100%" in result.stdout
+
+
+def test_the_example_that_is_guided_by_the_text_passes_them_too(guided):
+    result = contract(blocks("bash")[0].strip(), guided)
+    assert result.returncode == 0, result.stdout[-3000:]
+
+
+def test_the_contract_finds_one_that_only_says_that_it_reads_the_expression(guided):
+    guided.write_text(guided.read_text().replace("(1 + gate)", "(1 + 0 * gate)"))
+    result = contract(blocks("bash")[0].strip() + " -k expression", guided)
+    assert result.returncode == 1, result.stdout[-3000:]
+    assert "test_tokens_depend_on_the_expression_where_it_is_read" in result.stdout
 
 
 def test_the_command_finds_a_broken_example(example):
