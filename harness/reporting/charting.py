@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -18,6 +19,7 @@ __all__ = [
     "crowded",
     "footer",
     "label_of",
+    "named_at_edge",
     "percent_axis",
     "rows_of",
     "select",
@@ -61,6 +63,19 @@ def footer(figure: Figure, context: ReportContext, text: str) -> None:
     data = "synthetic scenes" if context.data == "synthetic" else "photographs"
     effort = "; effort: quick" if context.effort == "quick" else ""
     figure.supxlabel(f"{text} Data: {data}{effort}.", fontsize=6.5, color=MUTED, x=0.01, ha="left")
+
+
+def named_at_edge(axes: Axes, place: float, value: str, color: str, *, right: bool) -> None:
+    """A row beyond the axis: its value at the edge that it lies behind, on the row's line."""
+    axes.annotate(
+        f"{value} ▶" if right else f"◀ {value}",
+        (0.99 if right else 0.01, place),
+        xycoords=("axes fraction", "data"),
+        ha="right" if right else "left",
+        va="center",
+        color=color,
+        fontsize=7,
+    )
 
 
 def percent_axis(axis: Any) -> None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from harness.files import read_json
 from harness.reporting.aggregate import differences_to
-from harness.reporting.charting import WIDTH, Row, footer, label_of, rows_of
+from harness.reporting.charting import WIDTH, Row, footer, label_of, named_at_edge, rows_of
 from harness.reporting.context import ReportContext, read_csv
 from harness.reporting.retraining import widened
 from harness.reporting.style import INK, MUTED, PALETTE
@@ -80,16 +80,7 @@ def difference_chart(read: Differences, half: float | None) -> Figure:
         told = span[0] > 0 or span[1] < 0
         color = PALETTE[0] if told else MUTED
         if abs(gap) > reach:
-            beyond = gap > 0
-            axes.annotate(
-                f"{100 * gap:+.1f} ▶" if beyond else f"◀ {100 * gap:+.1f}",
-                (0.99 if beyond else 0.01, place),
-                xycoords=("axes fraction", "data"),
-                ha="right" if beyond else "left",
-                va="center",
-                color=color,
-                fontsize=7,
-            )
+            named_at_edge(axes, place, f"{100 * gap:+.1f}", color, right=gap > 0)
             continue
         axes.plot(span, [place, place], color=color, lw=0.8, zorder=2)
         axes.plot([low, high], [place, place], color=color, lw=2.6, alpha=0.75, zorder=3)

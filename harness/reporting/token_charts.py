@@ -21,6 +21,7 @@ from harness.reporting.charting import (
     crowded,
     footer,
     label_of,
+    named_at_edge,
     percent_axis,
     rows_of,
     select,
@@ -108,16 +109,7 @@ def _of_one_count(table: pd.DataFrame, look: Mapping[str, Look], context: Report
                 elinewidth=0.9,
             )
             continue
-        beyond = row.giou > right
-        axes.annotate(
-            f"{100 * row.giou:.1f} % ▶" if beyond else f"◀ {100 * row.giou:.1f} %",
-            (0.99 if beyond else 0.01, place),
-            xycoords=("axes fraction", "data"),
-            ha="right" if beyond else "left",
-            va="center",
-            color=color,
-            fontsize=7,
-        )
+        named_at_edge(axes, place, f"{100 * row.giou:.1f} %", color, right=row.giou > right)
     axes.set_yticks(range(len(rows)), [row_label(r.projector, r.variant, r.budget) for r in rows])
     axes.set(xlim=(left, right), ylim=(len(rows) - 0.4, -0.6))
     percent_axis(axes.xaxis)
