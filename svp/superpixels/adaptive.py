@@ -77,6 +77,7 @@ def adaptive_candidates(
     *,
     share: float,
     batch: int,
+    compute: torch.dtype = torch.float32,
 ) -> list[tuple[Candidates, int]]:
     """Candidates of at most ``share`` of the prompts of each image.
 
@@ -88,6 +89,7 @@ def adaptive_candidates(
         settings: stability, suppression and the rock-sand-water filter.
         share: of the prompts, in 0..1.
         batch: prompts decoded at once.
+        compute: what the decoder multiplies in; where to ask next is reckoned in single precision.
 
     Returns:
         Of each image its candidates that pass the gate, and how many prompts were asked.
@@ -104,7 +106,8 @@ def adaptive_candidates(
         parts = []
         for some in torch.arange(len(points), device=points.device).split(batch):
             prompts = torch.bincount(owner[some], minlength=len(searches)).tolist()
-            part = exact_candidates(sam, embeddings, points[some], nearly, prompts)
+            with torch.autocast(points.device.type, compute, enabled=compute != torch.float32):
+                part = exact_candidates(sam, embeddings, points[some], nearly, prompts)
             parts.append(_asked_at(part, some[part.points]))
         found = _joined(*parts)
         for number, search in enumerate(searches):

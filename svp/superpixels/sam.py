@@ -45,13 +45,13 @@ class _View:
 
     Attributes:
         box: ``x1, y1, x2, y2`` in the image.
-        frame: ``(h, w)`` of the image.
+        image_size: ``(h, w)`` of the image.
         embedding: of the encoder.
         points: ``[P, 2]`` x, y to ask, in the encoder's input.
     """
 
     box: list[int]
-    frame: tuple[int, int]
+    image_size: tuple[int, int]
     embedding: Any
     points: Tensor
 
@@ -255,17 +255,16 @@ class SamSuperpixels(SuperpixelSource):
                 parts = view.points.split(batch)
                 yield self._stable((self.decode(view.embedding, part) for part in parts), view.size)
             return
-        device, dtype = self.sam.device, getattr(torch, self.config.compute)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            found = adaptive_candidates(
-                self.sam,
-                torch.cat([view.embedding for view in views]),
-                [Lattice(view.points.to(device), self.frame(view.size)) for view in views],
-                self._gate,
-                self.settings,
-                share=self.config.adaptive_share,
-                batch=batch,
-            )
+        found = adaptive_candidates(
+            self.sam,
+            torch.cat([view.embedding for view in views]),
+            [Lattice(view.points.to(self.sam.device), self.frame(view.size)) for view in views],
+            self._gate,
+            self.settings,
+            share=self.config.adaptive_share,
+            batch=batch,
+            compute=getattr(torch, self.config.compute),
+        )
         for view, (candidates, asked) in zip(views, found, strict=True):
             self.prompts_asked += asked
             yield self._stable([candidates], view.size)
@@ -274,7 +273,7 @@ class SamSuperpixels(SuperpixelSource):
         self, view: _View, found: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Masks ``[M, H, W]`` in the image after suppression, predicted IoU, level, area of the view."""
-        settings, (x1, y1, x2, y2), (height, width) = self.settings, view.box, view.frame
+        settings, (x1, y1, x2, y2), (height, width) = self.settings, view.box, view.image_size
         masks, ious, levels = found
         if len(masks):
             boxes = selection.mask_boxes(masks)

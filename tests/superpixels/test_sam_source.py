@@ -183,14 +183,21 @@ def test_batches_of_prompts_do_not_change_what_adaptive_finds(sam):
 
 
 def test_adaptive_decodes_in_bfloat16_where_asked(sam, monkeypatch):
-    seen = []
+    seen, reckoned, survivors = [], [], adaptive._survivors
     layer = sam.mask_decoder.output_upscaling[0]
     hook = layer.register_forward_hook(lambda _module, _given, made: seen.append(made.dtype))
+
+    def reckon(*given):
+        reckoned.append(torch.is_autocast_enabled("cpu"))
+        return survivors(*given)
+
+    monkeypatch.setattr(adaptive, "_survivors", reckon)
     found = {}
     for compute in ("float32", "bfloat16"):
         source = SamSuperpixels(SamSuperpixels.Config(**ADAPTIVE, compute=compute), sam)
         found[compute] = source.generate(photograph())
     hook.remove()
+    assert reckoned and not any(reckoned)  # pixels are counted: 8 bits hold no area
     assert set(seen) == {torch.float32, torch.bfloat16} and next(sam.parameters()).dtype == torch.float32
     # a random decoder's logits lie close to the cut: masks agree, if not by the pixel
     one, other = (made.masks.reshape(len(made.masks), -1) for made in found.values())
