@@ -115,8 +115,7 @@ def reruns(folder: Path) -> list[str]:
     for file in sorted(folder.glob("*.json")):
         kept = read_json(file)
         commits = " and ".join(side["commit"][:7] if side else "not kept" for side in kept["made_by"])
-        out.append(
-            f"Study `{kept['study']}` was run twice, by two versions of the code (commits {commits}). "
-            f"{kept['told']}"
-        )
+        machines = list(dict.fromkeys(side["device"] for side in kept["made_by"] if side))
+        where = f", on {' and on '.join(machines)}" if machines else ""
+        out.append(f"Study `{kept['study']}` was run twice (commits {commits}){where}. {kept['told']}")
     return out

@@ -143,9 +143,17 @@ def test_nothing_but_the_same_trained_runs_is_refused(tmp_path, pair):
 
 
 def test_a_comparison_kept_before_rows_could_be_left_out_is_still_told():
-    (kept,) = reruns(ROOT / "results" / "reference" / "reruns")
-    assert "`main` was run twice, by two versions of the code" in kept
+    kept, *_ = reruns(ROOT / "results" / "reference" / "reruns")
+    assert "`main` was run twice (commits 3964279 and 688fb89), on AMD EPYC, 2 cores. The order" in kept
     assert "The order of its 29 trained rows agrees" in kept
+
+
+def test_two_machines_are_named(tmp_path):
+    sides = [{"commit": "a" * 40, "device": "one"}, {"commit": "b" * 40, "device": "another"}]
+    kept = {"study": "main", "made_by": sides, "told": "They agree."}
+    (tmp_path / "main.json").write_text(json.dumps(kept))
+    said = f"Study `main` was run twice (commits {'a' * 7} and {'b' * 7}), on one and on another. They agree."
+    assert reruns(tmp_path) == [said]
 
 
 def test_seeds_that_are_not_there_are_refused(pair, tmp_path):
@@ -163,10 +171,7 @@ def test_what_is_kept_stands_on_the_page_of_snapshots(pair, reference, capsys, t
     assert value == json.loads((reference / "reruns" / "main.json").read_text())
     assert value["made_by"] == [MADE_BY, None] and value["seed_half"] is None
     text = write_digest(reference).read_text()
-    assert (
-        f"`main` was run twice, by two versions of the code (commits {MADE_BY['commit'][:7]} and not kept)"
-        in text
-    )
+    assert f"`main` was run twice (commits {MADE_BY['commit'][:7]} and not kept), on a machine." in text
     assert "ρ = 0.50" in text and "moved by -0.7 points" in text and "deviation of 1.08" in text
 
 
