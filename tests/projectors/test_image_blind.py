@@ -42,6 +42,7 @@ def test_the_tokens_come_from_the_other_image_and_the_embedding_from_the_right_o
         return torch.tensor(ids, dtype=torch.float32)
 
     class Model(torch.nn.Linear):
+        reads_expression = False
         sam = SimpleNamespace(image_encoder=SimpleNamespace(img_size=4))
 
         def forward(self, tokens, expressions, sam):
