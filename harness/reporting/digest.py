@@ -39,6 +39,7 @@ def digest(snapshot: Path) -> str:
         f"{', with uncommitted changes' if made_by['uncommitted_changes'] else ''}, on {made_by['device']}"
         f"{_took(made_by)}{_trained(made_by)}.",
         "",
+        *_picture(snapshot, row_label(*reference, with_budget=True)),
         f"| row | tokens | gIoU | minus {row_label(*reference, with_budget=True)} | p |",
         "|:---|---:|---:|---:|---:|",
     ]
@@ -56,10 +57,17 @@ def digest(snapshot: Path) -> str:
             cells += ["–", "–"]
         lines.append(f"| {' | '.join(cells)} |")
     links = f"[table]({snapshot.name}/tables/main.md)"
-    for name, words in (("differences", "differences"), ("tokens_vs_giou", "tokens against gIoU")):
-        if (snapshot / "figures" / f"{name}.png").is_file():
-            links += f", [{words}]({snapshot.name}/figures/{name}.png)"
+    if (snapshot / "figures" / "tokens_vs_giou.png").is_file():
+        links += f", [tokens against gIoU]({snapshot.name}/figures/tokens_vs_giou.png)"
     return "\n".join([*lines, "", *(f"- {note}" for note in context.notes), f"- {links}"]) + "\n"
+
+
+def _picture(snapshot: Path, reference: str) -> list[str]:
+    """The chart of differences, where it has been drawn."""
+    place = Path("figures") / "differences.png"
+    if not (snapshot / place).is_file():
+        return []
+    return [f"![gIoU of every row minus that of {reference}]({snapshot.name}/{place.as_posix()})", ""]
 
 
 def _took(made_by: dict[str, Any]) -> str:

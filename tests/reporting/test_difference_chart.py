@@ -94,7 +94,8 @@ def test_the_charts_of_snapshots_know_what_study_seeds_says(reference):
     degrees, t = 2 * len(tables), {14: 2.1448}
     assert training_half(reference / "default", seeds) == pytest.approx(t[degrees] * 2**0.5 * 0.01, rel=1e-4)
     chart = reference / "default" / "figures" / "differences.png"
-    write_digest(reference)
+    page = write_digest(reference).read_text()
+    assert "](default/figures/differences.png)" in page
     known = chart.read_bytes()
     (seeds / "tables" / "overall.csv").unlink()
     write_digest(reference)
