@@ -72,7 +72,7 @@ def difference_chart(read: Differences, half: float | None) -> Figure:
     reach = _FAR * max(0.01, *(abs(end) for row in own for end in spans[row]))
     near = [end for row in ranked if abs(gaps[row][0]) <= reach for end in spans[row]]
     left, right = min(0.0, *near), max(0.0, *near)
-    pad = 0.06 * (right - left)
+    pad = max(0.06 * (right - left), 0.002)
     figure, axes = plt.subplots(figsize=(WIDTH, 0.95 + 0.19 * len(ranked)))
     axes.axvline(0, color=INK, lw=0.9, zorder=1)
     for place, row in enumerate(ranked):
@@ -98,7 +98,18 @@ def difference_chart(read: Differences, half: float | None) -> Figure:
     tokens.set_yticks(range(len(ranked)), [f"{counts[row]:.1f}".removesuffix(".0") for row in ranked])
     tokens.tick_params(axis="y", length=0)
     tokens.spines["right"].set_visible(False)
-    tokens.set_ylabel("visual tokens (mean)")
+    # A label along the axis would be longer than a chart of few rows is high.
+    axes.annotate(
+        "visual tokens",
+        (1, 1),
+        (0, 3),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        fontsize=7,
+        color=MUTED,
+    )
     blur = "Thick: 95 % over images, paired."
     if half is not None:
         blur += f" Thin: training again too (±{100 * half:.1f}). Grey: not told apart."

@@ -30,7 +30,7 @@ def drawn(gaps, half, width=0.005):
         for line in axes.lines
         if line.get_marker() == "o"
     }
-    told = {text.get_text() for text in axes.texts}
+    told = {text.get_text() for text in axes.texts} - {"visual tokens"}
     plt.close(figure)
     return labels, dots, told, axes
 
@@ -58,6 +58,14 @@ def test_what_lies_far_off_is_named_at_the_edge_and_does_not_set_the_scale():
     assert set(dots) == {"near"} and told == {"◀ -34.8", "+12.5 ▶"}
     left, right = axes.get_xlim()
     assert -0.06 < left < -0.04 and 0 < right < 0.02  # near's widest interval is [-0.0406, 0.0006]
+
+
+@pytest.mark.filterwarnings("error")
+def test_rows_that_answer_alike_stand_on_the_line():
+    _, dots, told, axes = drawn({"same": 0.0, "coin": 0.0}, None, width=0.0)
+    assert set(dots) == {"same", "coin"} and not told
+    left, right = axes.get_xlim()
+    assert left < 0 < right
 
 
 def test_independent_intervals_add_in_squares():
