@@ -146,7 +146,7 @@ def bench_superpixels(
         options: of the ``sam`` source for the adaptive comparison; default: the ``svp`` preset.
         thresholds: ``pred_iou_thresh`` and ``stability_score_thresh`` of the official and the exact
             generator, where a model is too small to pass the official ones; they are printed.
-        warm_up: untimed rounds over the first image.
+        warm_up: untimed rounds over the images that adaptive is handed first.
 
     Returns:
         Times are totals in seconds; ratios are of totals over all images. Images differ more in how well
@@ -168,7 +168,8 @@ def bench_superpixels(
     counts = {"official": 0, "missing": 0, "added": 0, "full": 0, "adaptive": 0}
     exact_ious, adaptive_ious, asked = [], [], 0
     step = adaptive.images_at_once
-    groups = [images[:1]] * warm_up + [images[start : start + step] for start in range(0, len(images), step)]
+    groups = [images[start : start + step] for start in range(0, len(images), step)]
+    groups = groups[:1] * warm_up + groups
     progress = tqdm(total=sum(map(len, groups)), desc="bench superpixels", unit="image")
     for number, group in enumerate(groups):
         times, embeddings, grids, masks = dict.fromkeys(seconds, 0.0), [], [], []
