@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from harness.files import read_json
-from harness.reporting.context import ROW_KEY, read_csv
+from harness.reporting.context import ROW_KEY, read_csv, row_label
 
 __all__ = ["Agreement", "agreement", "beyond", "reruns", "trained_giou"]
 
@@ -117,5 +117,13 @@ def reruns(folder: Path) -> list[str]:
         commits = " and ".join(side["commit"][:7] if side else "not kept" for side in kept["made_by"])
         machines = list(dict.fromkeys(side["device"] for side in kept["made_by"] if side))
         where = f", on {' and on '.join(machines)}" if machines else ""
-        out.append(f"Study `{kept['study']}` was run twice (commits {commits}){where}. {kept['told']}")
+        far = sorted(kept.get("rows", []), key=lambda row: -abs(row["difference"]))[:2]
+        moved = [
+            f"{row_label(*(row[key] for key in ROW_KEY), with_budget=True)} by {100 * row['difference']:+.1f}"
+            for row in far
+        ]
+        farthest = f" Farthest moved {' and '.join(moved)}." if moved else ""
+        out.append(
+            f"Study `{kept['study']}` was run twice (commits {commits}){where}. {kept['told']}{farthest}"
+        )
     return out
