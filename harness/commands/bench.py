@@ -50,3 +50,22 @@ def bench_prefix(
         json: print one JSON value.
     """
     _bench("prefix", study, folder, json)
+
+
+@bench.command(name="plan")
+def bench_plan(*study: Path, json: bool = False) -> None:
+    """A dry run of a study's jobs against one of as many jobs that ask no plan.
+
+    Args:
+        study: files of ``config/``, as ``snakemake --configfile`` takes them.
+        json: print one JSON value.
+    """
+    from harness.measuring.planning import bench_plan as measured
+
+    found = measured(study)
+    text = (
+        f"{found['jobs']} jobs planned in {found['plan_cpu_s']:.1f} s of CPU time "
+        f"({found['plan_wall_s']:.1f} s of wall clock), "
+        f"{found['ratio']:.1f} times what as many plain jobs take"
+    )
+    answer(found, json, text)

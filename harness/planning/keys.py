@@ -7,6 +7,7 @@ is hashed; the key is ``<kind>-<hash>``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from functools import cache, cached_property
 from typing import Any, Literal
 
@@ -61,6 +62,13 @@ class Keys:
         self.run = run
         self.model = cache(self._model)
         self.feature = cache(self._feature)
+        self._known: dict[Hashable, str] = {}
+
+    def once(self, name: Hashable, compute: Callable[[], str]) -> str:
+        """What ``compute`` makes of the run, kept under ``name``."""
+        if name not in self._known:
+            self._known[name] = compute()
+        return self._known[name]
 
     @cached_property
     def data_spec(self) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from harness.config.resolve import load_study, read_study, resolve_study, row_na
 from harness.data.options import ReferData, expand_root
 from harness.files import read_json, write_json
 from harness.planning.keys import Keys, SharedStage, is_pretrained, pretrained, source_of
+from harness.planning.layout import Layout
 from harness.planning.weight_sources import expand_source, local_weights, superpixel_weights
 from harness.plugins.discovery import nearest
-from harness.tracking.uri import default_uri
 
 __all__ = ["Plan"]
 
@@ -30,12 +30,10 @@ def _plain(model: BaseModel) -> dict[str, Any]:
     return model.model_dump(mode="json")
 
 
-class Plan:
-    """A resolved study.
+class Plan(Layout):
+    """A resolved study; where its files lie, :class:`Layout` says.
 
     Attributes:
-        study: the checked study.
-        runs: every run by id.
         trials: runs of the learning-rate search by row, by id; empty without a search.
     """
 
@@ -119,6 +117,18 @@ class Plan:
         trials = {id_: trial for row in self.trials.values() for id_, trial in row.items()}
         return {**self.runs, **trials}
 
+    @cached_property
+    def _siblings(self) -> dict[tuple[str, int | None, int], list[RunConfig]]:
+        siblings: dict[tuple[str, int | None, int], list[RunConfig]] = {}
+        for run in self.trainable.values():
+            if run.acts_on == "training":
+                siblings.setdefault((run.projector, run.budget, run.seed), []).append(run)
+        return siblings
+
+    def siblings(self, run: RunConfig) -> list[RunConfig]:
+        """What is trained with a run's projector, budget and seed, trials and the run included, in order."""
+        return self._siblings.get((run.projector, run.budget, run.seed), [])
+
     def learning_rate(self, run: RunConfig) -> float:
         """What a run is trained at: the rate that its row's search chose, or the recipe's."""
         if run.row not in self.trials:
@@ -131,45 +141,6 @@ class Plan:
             return run
         rate = {"learning_rate": self.learning_rate(run)}
         return run.model_copy(update={"training": run.training.model_copy(update=rate)})
-
-    # --- folders ---------------------------------------------------------------------------------
-
-    @property
-    def results(self) -> Path:
-        """Root of all results."""
-        return Path(self.study.results)
-
-    @property
-    def shared(self) -> Path:
-        """Artefacts that studies share."""
-        return self.results / "shared"
-
-    @cached_property
-    def study_dir(self) -> Path:
-        """``results/<study>`` (``results/<size>-<study>`` for other model sizes than tiny)."""
-        size = next(iter(self.runs.values())).models.size
-        name = self.study.study if size == "tiny" else f"{size}-{self.study.study}"
-        return self.results / name
-
-    @property
-    def tracking_uri(self) -> str:
-        """The MLflow store: the study's, or :func:`default_uri`."""
-        return self.study.tracking_uri or default_uri(self.results)
-
-    @property
-    def minutes_file(self) -> Path:
-        """Minutes that each `svp run` of the study took."""
-        return self.study_dir / "minutes.json"
-
-    @property
-    def started_file(self) -> Path:
-        """The code that made the study's results, as of their last start."""
-        return self.study_dir / "started.json"
-
-    @property
-    def config_file(self) -> Path:
-        """The resolved study on disk."""
-        return self.study_dir / "config.json"
 
     # --- who needs what --------------------------------------------------------------------------
 
@@ -267,17 +238,9 @@ class Plan:
 
     # --- paths -----------------------------------------------------------------------------------
 
-    def data_dir(self, key: str) -> Path:
-        """A prepared data set."""
-        return self.shared / "data" / key
-
     def pool_dir(self, run: RunConfig) -> Path:
         """The pool that a run's tiny models are pretrained on."""
         return self.data_dir(self.keys(run).pool) / "pool"
-
-    def model_dir(self, key: str) -> Path:
-        """A pretrained tiny model."""
-        return self.shared / "pretrained" / key
 
     def model_source(self, run: RunConfig, part: str) -> str:
         """Where a run's ``vision``, ``language`` or ``sam`` is loaded from: folder, checkpoint or name."""
@@ -295,61 +258,9 @@ class Plan:
             return self.model_dir(self.keys(run).model("start")) / "start.safetensors"
         return None if start is None else Path(expand_source(start, "start"))
 
-    def superpixel_dir(self, key: str) -> Path:
-        """A superpixel store."""
-        return self.shared / "superpixels" / key
-
-    def feature_dir(self, key: str) -> Path:
-        """A cached feature array."""
-        return self.shared / "features" / key
-
-    def run_dir(self, run_id: str) -> Path:
-        """A run's weights and log."""
-        return self.study_dir / "runs" / run_id
-
-    def weights(self, run_id: str, stage: int = 2) -> Path:
-        """A run's trained tensors after ``stage``."""
-        return self.run_dir(run_id) / f"stage{stage}.safetensors"
-
-    def prediction_file(self, run_id: str) -> Path:
-        """A run's predicted masks, one row an expression."""
-        return self.study_dir / "predictions" / f"{run_id}.parquet"
-
-    def score_file(self, run_id: str) -> Path:
-        """A run's scores, one row an expression."""
-        return self.study_dir / "scores" / f"{run_id}.parquet"
-
-    def choice_file(self, row: str) -> Path:
-        """What the learning-rate search of a row found."""
-        return self.study_dir / "tuning" / f"{row}.json"
-
     def choices(self, run: RunConfig) -> list[Path]:
         """The choice that a run waits for: none without a search, and none for a trial of it."""
         return [self.choice_file(run.row)] if run.row in self.trials and not run.held_out_images else []
-
-    @property
-    def efficiency_file(self) -> Path:
-        """Timings of all projectors, measured in one job."""
-        return self.study_dir / "efficiency" / "study.json"
-
-    @property
-    def tables_dir(self) -> Path:
-        """The study's tables."""
-        return self.study_dir / "tables"
-
-    @property
-    def figures_dir(self) -> Path:
-        """The study's figures."""
-        return self.study_dir / "figures"
-
-    @property
-    def published_file(self) -> Path:
-        """What was mirrored to the tracker."""
-        return self.study_dir / "published.json"
-
-    def log_file(self, run_id: str) -> Path:
-        """A run's training log, a line a logged step."""
-        return self.run_dir(run_id) / "log.jsonl"
 
     def prepared_dir(self, run: RunConfig) -> Path:
         """The prepared tables that a run reads."""

@@ -128,6 +128,10 @@ def train_trigger(plan: Plan, run: RunConfig, stage: int) -> str:
 
     The second stage hangs on the first through its file.
     """
+    return plan.keys(run).once(("train", stage), lambda: _train_trigger(run, stage))
+
+
+def _train_trigger(run: RunConfig, stage: int) -> str:
     values = _without(_dump(run), *_NAMES)
     values["protocol"] = _without(values["protocol"], *_AFTER_TRAINING)
     skip = (*_HOW_OFTEN, "stage2_steps") if stage == 1 else _HOW_OFTEN
@@ -147,6 +151,10 @@ def tune_trigger(plan: Plan, row: str) -> str:
 
 def checkpoint_trigger(plan: Plan, run: RunConfig, stage: int = 2) -> str:
     """Everything upstream of a run's weights: those of other data or other code are never gone on with."""
+    return plan.keys(run).once(("checkpoint", stage), lambda: _checkpoint_trigger(plan, run, stage))
+
+
+def _checkpoint_trigger(plan: Plan, run: RunConfig, stage: int) -> str:
     keys = plan.keys(run)
     upstream = [prepare_trigger(plan, keys.data), train_trigger(plan, run, stage)]
     upstream += [pretrain_trigger(plan, keys.model(part)) for part in pretrained(run)]

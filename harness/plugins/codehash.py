@@ -20,6 +20,7 @@ _NOT_FOLLOWED = (
     "harness.config",
     "harness.config.resolve",
     "harness.planning.plan",
+    "harness.planning.layout",
     "harness.cli",
     "harness.plugins.declarations",
     "harness.plugins.discovery",

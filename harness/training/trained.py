@@ -46,11 +46,10 @@ def twin_weights(plan: Plan, run: RunConfig, stage: int) -> list[Path]:
     if not plan.study.share_runs:
         return []
     own = checkpoint_trigger(plan, run, stage)
-    for other in plan.trainable.values():
+    for other in plan.siblings(run):
         if other.id == run.id:
             break
-        alike = (other.projector, other.budget, other.seed) == (run.projector, run.budget, run.seed)
-        if alike and other.acts_on == "training" and checkpoint_trigger(plan, other, stage) == own:
+        if checkpoint_trigger(plan, other, stage) == own:
             return [plan.weights(other.id, stage)]
     return []
 

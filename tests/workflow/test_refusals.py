@@ -44,18 +44,16 @@ def test_missing_raw_data_stop_the_run_but_not_the_plan(fresh, tmp_path):
     assert not (fresh.path / "results" / "shared").exists()
 
 
-def test_planning_is_quick_and_needs_no_torch():
-    """Every Slurm job parses the Snakefile again; CPU time of its imports and of resolving the study."""
+def test_planning_needs_none_of_the_heavy_packages():
+    """Every Slurm job parses the Snakefile again."""
     code = (
-        "import sys, time; from harness.planning import triggers; from harness.planning.plan import Plan; "
+        "import sys; from harness.planning import triggers; from harness.planning.plan import Plan; "
         "from harness.config.resolve import read_study; Plan.from_raw(read_study('config/default.yaml')); "
-        "assert not {'torch', 'pandas', 'transformers'} & set(sys.modules); print(time.process_time())"
+        "heavy = {'torch', 'pandas', 'numpy', 'scipy', 'transformers', 'matplotlib', 'mlflow'}; "
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
-    times = [
-        float(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout)
-        for _ in range(3)
-    ]
-    assert min(times) < 0.5
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_help_needs_no_torch():

@@ -1,7 +1,6 @@
 """What reruns after which edit: real Snakemake, real plan and hashes, stages that only write their files."""
 
 import re
-import resource
 import zipfile
 from pathlib import Path
 
@@ -27,11 +26,8 @@ def row(*runs: str, stages: tuple[int, ...] = (1, 2)) -> set[str]:
     return jobs | {f"{stage} {run}" for run in runs for stage in ("predict", "score")}
 
 
-def test_a_second_run_finds_nothing_to_do_at_once(finished):
-    # The children's CPU time: what the wall clock says on a quiet machine, whatever else runs.
-    before = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+def test_a_second_run_finds_nothing_to_do(finished):
     done = finished.snakemake()
-    assert sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before < 10
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
@@ -66,11 +62,9 @@ def test_an_edited_superpixel_source_makes_its_own_again(edited):
     assert {job.split(".")[0] for job in jobs if job.startswith("train ")} == {"train svp_slic"}
 
 
-def test_the_whole_grid_of_the_main_study_is_planned_within_ten_seconds(finished):
-    """At paper size, with its seeds, budgets and searches; CPU time, as of the second run."""
-    before = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+def test_the_whole_grid_of_the_main_study_is_planned(finished):
+    """At paper size, with its seeds, budgets and searches; what that costs, `svp bench plan` measures."""
     jobs = finished.planned("--configfile", "config/paper.yaml", "config/studies/main.yaml")
-    assert sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before < 10
     assert len([job for job in jobs if job.startswith("predict ")]) > 200
 
 
