@@ -8,11 +8,16 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import BertModel
 
 from baselines._layers import Baseline, head_count, token_count
+from harness.models.loading import load_strictly
 from harness.projector import ImageFeatures, Interface, ProjectorConfig, VisualTokens
 
 __all__ = ["QFormer"]
+
+_BERT_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+_SIZES = "{} layers, width {}, {} heads and a feed-forward width of {}"
 
 
 class QFormerLayer(nn.Module):
@@ -42,6 +47,22 @@ class QFormerLayer(nn.Module):
         fed = self.output(F.gelu(self.hidden(queries)))
         return self.norms[-1](queries + self.dropout(fed))
 
+    def start_from(self, taken: Any) -> None:
+        """Take over what a BERT's layer has of this one."""
+        attention = taken.attention
+        parts = [getattr(attention.self, name) for name in ("query", "key", "value")]
+        with torch.no_grad():
+            self.self_attention.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
+            self.self_attention.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
+        for own, other in (
+            (self.self_attention.out_proj, attention.output.dense),
+            (self.norms[0], attention.output.LayerNorm),
+            (self.hidden, taken.intermediate.dense),
+            (self.output, taken.output.dense),
+            (self.norms[-1], taken.output.LayerNorm),
+        ):
+            own.load_state_dict(other.state_dict())
+
 
 class QFormer(Baseline):
     """Learned queries through a BERT with cross-attention, then a linear layer (BLIP-2)."""
@@ -49,7 +70,8 @@ class QFormer(Baseline):
     name = "q_former"
     reference = "BLIP-2, arXiv 2301.12597; salesforce/LAVIS"
     licence = "BSD-3-Clause"
-    departs = "starts from random weights; BLIP-2 starts from bert-base-uncased and pretrains on captions"
+    departs = "starts from random weights or from a BERT, and is never pretrained on captions as BLIP-2's is"
+    starts_from = "a BERT in transformers' layout, such as google-bert/bert-base-uncased, as BLIP-2's does"
     budgets = (32,)
 
     class Config(ProjectorConfig):
@@ -83,6 +105,25 @@ class QFormer(Baseline):
         """The number of queries; an eighteenth of the patches by default (32 of 576)."""
         default = -(-interface.patch_count // 18)
         return token_count(cls.name, interface.budget, default=default, most=interface.patch_count)
+
+    def start_from(self, source: str) -> None:
+        """A BERT's layers and the norm of its embeddings; queries and cross-attention have nothing to take.
+
+        As LAVIS does, the queries' feed-forward layers are those that BERT has for text.
+        """
+        bert = load_strictly(BertModel, source, add_pooling_layer=False, use_safetensors=True)
+        layers = [layer for layer in self.layers if isinstance(layer, QFormerLayer)]
+        theirs, heads = bert.config, layers[0].self_attention.num_heads
+        needed = (len(layers), self.queries.shape[-1], heads, layers[0].hidden.out_features)
+        found = tuple(getattr(theirs, name) for name in _BERT_SIZES)
+        if found != needed:
+            raise ValueError(
+                f"q_former: {source} has {_SIZES.format(*found)}, this Q-Former {_SIZES.format(*needed)}; "
+                "name another BERT, or set layers, width and head_width"
+            )
+        self.query_norm.load_state_dict(bert.embeddings.LayerNorm.state_dict())
+        for layer, taken in zip(layers, bert.encoder.layer, strict=True):
+            layer.start_from(taken)
 
     def forward(
         self, image: ImageFeatures, *, budget: int | None = None, generator: torch.Generator | None = None

@@ -99,6 +99,7 @@ def projectors(*, json: bool = False, out: Path | None = None) -> None:
             "reference": info.declared.get("reference", ""),
             "licence": info.declared.get("licence", ""),
             "departs": info.departs,
+            "starts_from": info.starts_from,
             "budgets": list(info.declared.get("budgets", ())),
             "needs": list(info.needs),
             "parameters": counts.get(info.name, {}),

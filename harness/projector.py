@@ -310,6 +310,7 @@ class Projector(nn.Module):
         licence: licence of the reference code (read, never copied).
         departs: in what it is not the published projector, as the end of a sentence that begins with its
             name; stands under every table that holds it.
+        starts_from: which published weights it can start from, in words; goes with :meth:`start_from`.
         budgets: token counts of its publication on a 24x24 grid; empty where it adapts.
         needs: what it reads beyond ``patches``: ``levels``, ``cls_attention``, ``keys``,
             ``last_cls_attention``, ``last_keys``, ``superpixels``, ``encoder_tokens``, ``expression``.
@@ -321,6 +322,7 @@ class Projector(nn.Module):
     reference: ClassVar[str] = ""
     licence: ClassVar[str] = ""
     departs: ClassVar[str] = ""
+    starts_from: ClassVar[str] = ""
     budgets: ClassVar[tuple[int, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     superpixel_source: ClassVar[str | None] = None
@@ -368,6 +370,18 @@ class Projector(nn.Module):
     def training_budgets(self, step: int, generator: torch.Generator) -> list[int | None]:
         """Budgets whose losses are averaged in this training step (M3: all scales; MQT: one drawn)."""
         return [None]
+
+    def start_from(self, source: str) -> None:
+        """Take over published weights, before training; asked where ``models.projector_weights`` names some.
+
+        Args:
+            source: a folder, or a name of the Hugging Face hub.
+
+        Raises:
+            OSError: nothing is there that can be loaded.
+            ValueError: they do not fit this projector; the message says why.
+        """
+        raise NotImplementedError
 
     def forward(
         self, image: ImageFeatures, *, budget: int | None = None, generator: torch.Generator | None = None

@@ -143,6 +143,8 @@ class ModelsConfig(Strict):
     ``start_projector`` (for a row, under ``set``) its projector too, where the layers are the same; or
     ``pretrained``: language model, ``[SEG]`` head and mask decoder come from a tiny model that already
     refers, in scenes told in words.
+    ``projector_weights``: published weights that a projector which knows any (``svp projectors``) starts
+    from, by its name: a folder, or a name of the Hugging Face hub; ``null`` for none.
     ``gpu``: jobs that run the models ask the scheduler for GPUs, and for four times the time that the tiny
     ones need; they fail at once where torch can use none.
     ``memory_gb``: host memory of each of their processes, where it is more than the tiny ones'.
@@ -151,6 +153,7 @@ class ModelsConfig(Strict):
     size: str = "tiny"
     start: str | None = None
     start_projector: bool = False
+    projector_weights: dict[str, str | None] = {}
     gpu: bool = False
     memory_gb: int = Field(0, ge=0)
     vision: VisionConfig

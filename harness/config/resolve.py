@@ -30,7 +30,7 @@ from harness.config import (
 )
 from harness.planning.keys import pretrained
 from harness.plugins.declarations import Declaration
-from harness.plugins.discovery import get_projector, get_source, nearest
+from harness.plugins.discovery import find_projectors, get_projector, get_source, nearest
 
 __all__ = ["load_study", "name_of_file", "read_study", "resolve_study", "row_names", "rows_called"]
 
@@ -270,6 +270,25 @@ def _check_row(row: Row) -> Any:
     return info
 
 
+def _own_weights(given: Any, name: str, knowing: Sequence[str]) -> dict[str, str]:
+    """What one projector starts from, of ``models.projector_weights``; others' change no number of it.
+
+    Args:
+        given: the mapping, not checked yet.
+        name: the projector.
+        knowing: all that can start from published weights.
+    """
+    if not isinstance(given, dict):
+        raise ConfigError("config: models: projector_weights maps projectors to weights: {q_former: FOLDER}")
+    for each in given:
+        if each not in knowing:
+            raise ConfigError(
+                f"config: models: projector_weights: '{each}' is no projector that starts from published "
+                f"weights{nearest(str(each), sorted(knowing))}"
+            )
+    return {each: source for each, source in given.items() if each == name and source is not None}
+
+
 def _budgets(row: Row, effort: str) -> tuple[Budget, ...]:
     """The budgets of a row, one a row of the table."""
     budgets = row.budget if isinstance(row.budget, tuple) else (row.budget,)
@@ -347,6 +366,8 @@ def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]
     for key, value in study.set.items():
         _apply(base, key, value, root, "config: set")
     runs: list[RunConfig] = []
+    infos = [*find_projectors().values(), *map(_check_row, study.rows)]
+    knowing = [info.name for info in infos if info.starts_from]
     pairs = [(each, budget) for each in study.rows for budget in _budgets(each, study.effort)]
     for row, budget in pairs:
         info = _check_row(row)
@@ -357,6 +378,9 @@ def resolve_study(study: StudyConfig, root: Path | str = ".") -> list[RunConfig]
             _apply(blocks, key, value, root, f"config: rows: {row.name}: set")
         if "root" in blocks["data"]:
             blocks["data"]["root"] = _data_root(blocks["data"]["root"])
+        models = blocks["models"]
+        if "projector_weights" in models:
+            models["projector_weights"] = _own_weights(models["projector_weights"], info.name, knowing)
         if not {"superpixels"} & set(info.needs):
             blocks["superpixels"] = None
         if study.tuning is not None and any(key.startswith("training.learning_rate") for key in row.set):

@@ -20,7 +20,12 @@ from harness.data.options import ReferData, expand_root
 from harness.files import read_json, write_json
 from harness.planning.keys import Keys, SharedStage, is_pretrained, pretrained, source_of
 from harness.planning.layout import Layout
-from harness.planning.weight_sources import expand_source, local_weights, superpixel_weights
+from harness.planning.weight_sources import (
+    expand_source,
+    local_weights,
+    projector_weights,
+    superpixel_weights,
+)
 from harness.plugins.discovery import nearest
 
 __all__ = ["Plan"]
@@ -258,6 +263,11 @@ class Plan(Layout):
             return self.model_dir(self.keys(run).model("start")) / "start.safetensors"
         return None if start is None else Path(expand_source(start, "start"))
 
+    def projector_source(self, run: RunConfig) -> str | None:
+        """The published weights that a run's projector starts from, if any."""
+        source = next(iter(run.models.projector_weights.values()), None)
+        return None if source is None else expand_source(source, "projector_weights")
+
     def choices(self, run: RunConfig) -> list[Path]:
         """The choice that a run waits for: none without a search, and none for a trial of it."""
         return [self.choice_file(run.row)] if run.row in self.trials and not run.held_out_images else []
@@ -291,7 +301,7 @@ class Plan(Layout):
         files = [self.prepared_dir(run) / "summary.json", *self.superpixel_files([run])]
         if run.acts_on != "superpixels":
             files += [self._feature_file(run, item) for item in self.keys(run).feature_items]
-            files += self._model_files(run, "language", "sam", "start")
+            files += [*self._model_files(run, "language", "sam", "start"), *projector_weights(run)]
         return files
 
     def predict_inputs(self, run: RunConfig) -> list[Path]:

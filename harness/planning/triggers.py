@@ -14,7 +14,7 @@ from harness.config import RunConfig
 from harness.files import digest, file_stamp
 from harness.planning.keys import part_of, pretrained, source_of
 from harness.planning.plan import Plan
-from harness.planning.weight_sources import local_weights, superpixel_weights
+from harness.planning.weight_sources import local_weights, projector_weights, superpixel_weights
 from harness.plugins.codehash import code_hash
 from harness.plugins.discovery import get_projector, get_source
 
@@ -159,6 +159,7 @@ def _checkpoint_trigger(plan: Plan, run: RunConfig, stage: int) -> str:
     upstream = [prepare_trigger(plan, keys.data), train_trigger(plan, run, stage)]
     upstream += [pretrain_trigger(plan, keys.model(part)) for part in pretrained(run)]
     upstream += [feature_trigger(plan, keys.feature(item)) for item in keys.feature_items]
+    upstream += [str(file_stamp(path)) for path in projector_weights(run)]
     if (key := keys.superpixels) is not None:
         upstream.append(superpixel_trigger(plan, key))
         upstream += [str(file_stamp(path)) for path in superpixel_weights(run.superpixels)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.config import ConfigError, SuperpixelConfig
+from harness.config import ConfigError, RunConfig, SuperpixelConfig
 from harness.data.options import expand_root
 
-__all__ = ["expand_source", "is_path", "local_weights", "superpixel_weights"]
+__all__ = ["expand_source", "is_path", "local_weights", "projector_weights", "superpixel_weights"]
 
 
 def expand_source(source: str, part: str) -> str:
@@ -41,3 +41,8 @@ def local_weights(source: str | None) -> list[Path]:
 def superpixel_weights(config: SuperpixelConfig | None) -> list[Path]:
     """Files of a superpixel source's own checkpoint (its option of that name), where they lie here."""
     return local_weights(config.options.get("checkpoint")) if config is not None else []
+
+
+def projector_weights(run: RunConfig) -> list[Path]:
+    """Files of the published weights that a run's projector starts from, where they lie here."""
+    return [path for source in run.models.projector_weights.values() for path in local_weights(source)]

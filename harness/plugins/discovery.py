@@ -40,7 +40,7 @@ class ProjectorInfo(Declaration):
 
     ATTRIBUTES = (
         *("name", "kind", "reference", "licence", "departs", "budgets", "needs"),
-        *("superpixel_source", "acts_on"),
+        *("superpixel_source", "acts_on", "starts_from"),
     )
 
     # Literals of the right kind: a word for each that chooses, any of its words for each that lists.
@@ -70,9 +70,10 @@ class ProjectorInfo(Declaration):
             value = self.declared.get(listed, ())
             if not isinstance(value, tuple | list):
                 raise ValueError(f"{where}.{listed} must be a tuple such as {example}, not {value!r}")
-        departs = self.declared.get("departs", "")
-        if not isinstance(departs, str) or departs.endswith("."):
-            raise ValueError(f"{where}.departs must be a string without a full stop, not {departs!r}")
+        for said in ("departs", "starts_from"):
+            value = self.declared.get(said, "")
+            if not isinstance(value, str) or value.endswith("."):
+                raise ValueError(f"{where}.{said} must be a string without a full stop, not {value!r}")
         for name, known in self.WORDS.items():
             value = self.declared.get(name, ())
             for word in value if name == "needs" else [value] if name in self.declared else []:
@@ -100,6 +101,11 @@ class ProjectorInfo(Declaration):
     def departs(self) -> str:
         """In what it is not the published projector: the end of a sentence that begins with its name."""
         return str(self.declared.get("departs", ""))
+
+    @property
+    def starts_from(self) -> str:
+        """Which published weights it can start from, in words; empty where there are none."""
+        return str(self.declared.get("starts_from", ""))
 
     @property
     def superpixel_source(self) -> str | None:

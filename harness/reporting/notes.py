@@ -37,6 +37,7 @@ def table_notes(plan: Plan) -> tuple[str, ...]:
         info = get_projector(run.source)
         if info.departs:
             notes.append(f"{run.projector} {info.departs}.")
+        notes += [f"{run.projector} starts from {each}." for each in run.models.projector_weights.values()]
         if "expression" in info.needs:
             notes.append(
                 f"{run.projector} reads the expression: an image's tokens are made and read once for each of "

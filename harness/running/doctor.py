@@ -38,7 +38,7 @@ def examine(plan: Plan) -> list[Finding]:
     findings += _rows(plan)
     trained = {run.models.model_dump_json(): run for run in runs if run.acts_on != "superpixels"}
     for run in runs:
-        findings += _superpixels(run)
+        findings += [*_superpixels(run), *_projector_weights(run)]
     for run in trained.values():
         findings += [*_weights(run), *_device(run), _attention(run.models.language)]
     findings += [*_disk(plan), *_tracker(plan)]
@@ -48,15 +48,26 @@ def examine(plan: Plan) -> list[Finding]:
 def _superpixels(run: RunConfig) -> Iterator[Finding]:
     """The checkpoint of a superpixel source that has one of its own."""
     source = run.superpixels.options.get("checkpoint") if run.superpixels is not None else None
-    if source is None:
-        return
+    if source is not None:
+        yield _safe_weights("superpixels", source, "superpixels.options.checkpoint")
+
+
+def _projector_weights(run: RunConfig) -> Iterator[Finding]:
+    """Published weights that a projector starts from."""
+    for name, source in run.models.projector_weights.items():
+        if source is not None:
+            yield _safe_weights(name, source, f"models.projector_weights.{name}")
+
+
+def _safe_weights(part: str, source: str, key: str) -> Finding:
+    """Weights that are read from safetensors alone; ``key`` names them in the config."""
     mend = f"hf download {source} (where there is a network)"
     if is_path(source):
-        mend = "put the weights there, or name where they lie as superpixels.options.checkpoint"
+        mend = f"put the weights there, or name where they lie as {key}"
     try:
-        yield _hub_weights("superpixels", expand_source(source, "superpixels"), mend, (".safetensors",))
+        return _hub_weights(part, expand_source(source, part), mend, (".safetensors",))
     except ValueError as error:
-        yield Finding(f"superpixels: {error.__cause__}", "missing", mend)
+        return Finding(f"{part}: {error.__cause__}", "missing", mend)
 
 
 def _rows(plan: Plan) -> Iterator[Finding]:

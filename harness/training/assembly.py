@@ -60,6 +60,8 @@ def build_model(plan: Plan, run: RunConfig, vision_width: int) -> RISModel:
         raise ValueError(f"{run.id} cannot be run: {reason}")
     with forked_rng("projector", run.projector, run.seed):
         projector = projector_class(interface, config)
+        if (published := plan.projector_source(run)) is not None:
+            projector.start_from(published)
     with forked_rng("model", run.seed):
         template = Template.parse(run.protocol, tokenizer)
         model = RISModel(projector, language, template, sam, run.models.language)

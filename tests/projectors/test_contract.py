@@ -82,13 +82,14 @@ def built_or_reason(name, **options) -> Projector | str:
 def test_declares_itself(name):
     projector, info = load_projector(name), get_projector(name)
     assert projector.name == info.declared["name"]
-    for read in ("kind", "needs", "superpixel_source"):  # without importing the class
+    for read in ("kind", "needs", "superpixel_source", "starts_from"):  # without importing the class
         assert getattr(info, read) == getattr(projector, read), read
     assert projector.kind in ("projector", "control")
     assert projector.reference and projector.licence
     assert all(isinstance(budget, int) and budget > 0 for budget in projector.budgets)
     assert set(projector.needs) <= NEEDS
     assert projector.__doc__ != Projector.__doc__
+    assert bool(projector.starts_from) is (projector.start_from is not Projector.start_from)
     with pytest.raises(ValidationError):
         projector.Config(no_such_option=1)
 

@@ -64,8 +64,16 @@ def test_a_projector_that_is_not_the_published_one_says_so_once(notes):
     rows = ["mlp", {"name": "q_former", "budget": [36, 9]}]
     (said,) = holding("q_former", notes(rows=rows))
     assert said == f"q_former {get_projector('q_former').departs}."
-    assert "bert-base-uncased" in said
+    assert "captions" in said
     assert not holding("q_former", notes())
+
+
+def test_published_weights_that_a_projector_starts_from_are_named(notes):
+    rows = ["mlp", {"name": "q_former", "budget": 9}]
+    told = holding(
+        "starts from bert", notes(rows=rows, set={"models.projector_weights": {"q_former": "bert"}})
+    )
+    assert told == ["q_former starts from bert."]
 
 
 @pytest.mark.parametrize("departs", ["3", '"ends with a full stop."'])

@@ -136,6 +136,23 @@ def test_a_run_starts_from_the_converted_head_and_where_asked_the_projector(stud
         build_model(unfit.plan, unfit.run, RunData(unfit.plan, unfit.run).vision_width)
 
 
+def test_a_projector_starts_from_the_published_weights_that_the_study_names(study, tmp_path):
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    bert = BertModel(BertConfig(**sizes, vocab_size=30), add_pooling_layer=False)
+    bert.save_pretrained(tmp_path / "bert")
+    row = {"name": "q_former", "budget": 9, "config": {"width": 16, "layers": 2, "head_width": 4}}
+    this = study([row, "mlp"], {"models.projector_weights": {"q_former": str(tmp_path / "bert")}})
+    this.features()
+    model, other = (
+        build_model(this.plan, run, RunData(this.plan, run).vision_width) for run in this.plan.trained
+    )
+    built = model.projector.layers[1].hidden.weight
+    assert torch.equal(built, bert.encoder.layer[1].intermediate.dense.weight)
+    assert other.projector.name == "mlp"
+
+
 def test_an_official_sam_checkpoint_is_checked_and_read(tmp_path, monkeypatch):
     """The registry's own builder at a tiny size: the file, its hash and its keys are what is proven."""
     monkeypatch.setattr("harness.models.sam.sam_model_registry", {"vit_b": lambda checkpoint: tiny_sam()})
