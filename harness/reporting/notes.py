@@ -7,6 +7,7 @@ from harness.files import read_json
 from harness.planning.keys import pretrained
 from harness.planning.plan import Plan
 from harness.plugins.discovery import get_projector
+from harness.reporting.context import row_label
 
 __all__ = ["table_notes"]
 
@@ -37,7 +38,8 @@ def table_notes(plan: Plan) -> tuple[str, ...]:
         info = get_projector(run.source)
         if info.departs:
             notes.append(f"{run.projector} {info.departs}.")
-        notes += [f"{run.projector} starts from {each}." for each in run.models.projector_weights.values()]
+        row = row_label(run.projector, run.variant, "auto")
+        notes += [f"{row} starts from {source}." for source in run.models.projector_weights.values()]
         if "expression" in info.needs:
             notes.append(
                 f"{run.projector} reads the expression: an image's tokens are made and read once for each of "

@@ -69,11 +69,12 @@ def test_a_projector_that_is_not_the_published_one_says_so_once(notes):
 
 
 def test_published_weights_that_a_projector_starts_from_are_named(notes):
-    rows = ["mlp", {"name": "q_former", "budget": 9}]
+    none = {"variant": "random", "set": {"models.projector_weights.q_former": None}}
+    rows = ["mlp", {"name": "q_former", "variant": "blip2"}, {"name": "q_former", **none}]
     told = holding(
         "starts from bert", notes(rows=rows, set={"models.projector_weights": {"q_former": "bert"}})
     )
-    assert told == ["q_former starts from bert."]
+    assert told == ["q_former (blip2) starts from bert."]
 
 
 @pytest.mark.parametrize("departs", ["3", '"ends with a full stop."'])
