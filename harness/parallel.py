@@ -83,7 +83,8 @@ class Workers:
     def shard_frozen(self, language: Any) -> None:
         """Leave each process a share of the language model's frozen weights (FSDP2), layer by layer.
 
-        Adapters, embeddings and the head are left whole.
+        Adapters, embeddings and the head are left whole, and what the decoder holds beside its layers: tokens
+        that are dropped between layers pass through them one by one (:mod:`harness.models.pruning`).
         """
         if self.count == 1:
             return
@@ -92,6 +93,7 @@ class Workers:
         decoder = language.get_decoder()
         whole = {p for name, p in language.named_parameters() if "lora_" in name}
         whole |= {language.get_input_embeddings().weight, language.get_output_embeddings().weight}
+        whole |= {p for name, p in decoder.named_parameters() if not name.startswith("layers.")}
         for layer in decoder.layers:
             fully_shard(layer, ignored_params=whole)
         fully_shard(decoder, ignored_params=whole)

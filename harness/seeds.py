@@ -34,7 +34,9 @@ def forked_rng(*names: object) -> Iterator[None]:
 
     For code that cannot be handed a generator: dropout and the initialisation of layers.
     """
-    with torch.random.fork_rng():
+    # Left to itself torch would start every card of the machine, in each process.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed_of(*names))
         yield
 

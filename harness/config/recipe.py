@@ -30,7 +30,8 @@ class TrainingConfig(Strict):
     projector is aligned first. 0 leaves them out.
 
     A step's images go through the model ``images_per_forward`` at a time (``None``: all at once), shared
-    out among ``processes`` (GPUs); gradients are summed, so that neither changes the step but in rounding.
+    out among ``processes`` (GPUs); gradients are summed, so that neither changes the step but in rounding
+    (the former where answers are equally long, and without dropout).
     ``strategy``: ``ddp`` holds the frozen weights in every process, ``fsdp`` a share of them in each.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -44,8 +45,8 @@ def prepare(
         image_root: how the summary names the folder that image paths are relative to; may hold
             ``${NAME}``; if relative, it is meant from ``out_dir``. Default: ``refer_root`` resolved.
         relative_to: that folder itself; default ``refer_root``.
-        train_pool: ``clean`` drops train images that stand, by id or bytes, in a held-out split of any of
-            the datasets, also in splits that are not prepared; ``joint`` keeps them.
+        train_pool: ``clean`` drops train images that stand in a held-out split of any of the datasets, by id
+            also in splits that are not prepared, by bytes in those that are; ``joint`` keeps them.
         progress: show progress bars on stderr.
 
     Returns:
@@ -89,6 +90,7 @@ def prepare(
     leaks = check_leakage(Tables(images, annotations, expressions))
     summary = {
         "image_root": image_root if image_root is not None else str(refer_root.resolve()),
+        "content": _content(frames.values()),
         "datasets": _counts(expressions),
         "images": len(images),
         "annotations": len(annotations),
@@ -97,6 +99,15 @@ def prepare(
     }
     write_tables(out_dir, frames, summary)
     return summary
+
+
+def _content(frames: Iterable[pd.DataFrame]) -> str:
+    """What tells photographs, masks and expressions from others, wherever they lie."""
+    found = hashlib.sha256()
+    for frame in frames:
+        kept = frame.drop(columns="path", errors="ignore")
+        found.update(pd.util.hash_pandas_object(kept, index=False).to_numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def index_images(folder: Path | str) -> dict[str, list[Path]]:

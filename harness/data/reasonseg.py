@@ -2,7 +2,9 @@
 
 ``<split>/<name>.json`` holds ``text``, ``is_sentence`` and ``shapes``; larger shapes are painted first,
 so that small ones lie on top; a shape labelled ``ignore`` hides its pixels from the score and one
-labelled ``flag`` means nothing. Outlines are painted with their edge, as LISA's reader does.
+labelled ``flag`` means nothing. Outlines are painted with their edge, as LISA's reader does, and meant in
+the upright photograph (LISA opens it with OpenCV, which turns it as its EXIF orientation says); masks lie in
+the stored one, as everywhere here.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from harness.data.refer import Annotation, ImageRecord, Ref, ReferDataset, Sentence
@@ -21,6 +23,17 @@ from harness.data.refer import Annotation, ImageRecord, Ref, ReferDataset, Sente
 __all__ = ["read_reasonseg"]
 
 _IGNORED = 255
+# From an upright photograph to the stored one, by EXIF orientation.
+_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+_SIDEWAYS = (5, 6, 7, 8)
 
 
 def read_reasonseg(root: Path | str, dataset: str) -> ReferDataset:
@@ -45,8 +58,8 @@ def read_reasonseg(root: Path | str, dataset: str) -> ReferDataset:
     for path in paths:
         split = path.parent.name
         content = _content(path)
-        record = _record(path)
-        canvas = _paint(path, content["shapes"], record)
+        record, orientation = _record(path)
+        canvas = _paint(content["shapes"], record, orientation)
         key = record.image_id
         target = canvas == 1
         annotations[key] = Annotation(key, key, 1, _box(target), _rle(target))
@@ -90,23 +103,26 @@ def _content(path: Path) -> dict[str, Any]:
     return {"text": texts, "shapes": shapes}
 
 
-def _record(path: Path) -> ImageRecord:
+def _record(path: Path) -> tuple[ImageRecord, int]:
+    """The photograph beside ``path``, and its EXIF orientation."""
     image = path.with_suffix(".jpg")
     try:
         with Image.open(image) as opened:
             width, height = opened.size
+            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
     except OSError as error:
         raise ValueError(
             f"image {image} is missing or no image ({error}); unpack the archive again"
         ) from error
     name = f"{path.parent.name}/{path.stem}"
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") | 1 << 48  # never one of COCO's
-    return ImageRecord(key, f"{path.parent.name}/{image.name}", width, height)
+    return ImageRecord(key, f"{path.parent.name}/{image.name}", width, height), orientation
 
 
-def _paint(path: Path, shapes: list[tuple[str, np.ndarray]], record: ImageRecord) -> np.ndarray:
-    """uint8 ``[H, W]``: 1 target, 255 not scored."""
-    size = (record.width, record.height)
+def _paint(shapes: list[tuple[str, np.ndarray]], record: ImageRecord, orientation: int) -> np.ndarray:
+    """uint8 ``[H, W]`` in the stored frame: 1 target, 255 not scored."""
+    turn = _BACK.get(orientation)
+    size = (record.width, record.height) if orientation not in _SIDEWAYS else (record.height, record.width)
     painted = []
     for label, points in shapes:
         if label == "flag":
@@ -119,10 +135,10 @@ def _paint(path: Path, shapes: list[tuple[str, np.ndarray]], record: ImageRecord
         else:
             draw.line(corners, fill=1) if len(corners) == 2 else draw.point(corners, fill=1)
         painted.append((label, np.asarray(layer, bool)))
-    canvas = np.zeros((record.height, record.width), np.uint8)
+    canvas = np.zeros(size[::-1], np.uint8)
     for label, covered in sorted(painted, key=lambda item: -int(item[1].sum())):
         canvas[covered] = _IGNORED if "ignore" in label else 1
-    return canvas
+    return canvas if turn is None else np.asarray(Image.fromarray(canvas).transpose(turn))
 
 
 def _rle(mask: np.ndarray) -> dict[str, Any]:

@@ -33,6 +33,16 @@ def place_words(x: float, y: float) -> tuple[str, str]:
     )
 
 
+def _told_apart(words: Sequence[str], encode: Callable[[str], int]) -> list[int]:
+    ids = [encode(word) for word in words]
+    if len(words) > 1 and len(set(ids)) == 1:  # the loss would be a constant
+        raise ValueError(
+            f"captions: '{words[0]}' and all that stand in its place, such as '{words[-1]}', begin with the "
+            "same token of this language model, which cannot tell them apart; set training.caption_weight: 0"
+        )
+    return ids
+
+
 class Slots:
     """The words that compete for each place of a caption.
 
@@ -44,10 +54,14 @@ class Slots:
     """
 
     def __init__(self, captions: Iterable[Sequence[str | None]], encode: Callable[[str], int]):
-        """From captions of equal length, ``None`` where one has no word; ``encode`` gives a word's id."""
+        """From captions of equal length, ``None`` where one has no word; ``encode`` gives a word's id.
+
+        Raises:
+            ValueError: all words of a slot have one id, and cannot be told apart.
+        """
         seen = [sorted({w for w in words if w is not None}) for words in zip(*captions, strict=True)]
         self._index = [{word: i for i, word in enumerate(words)} for words in seen]
-        self.ids = [torch.tensor([encode(word) for word in words], dtype=torch.long) for words in seen]
+        self.ids = [torch.tensor(_told_apart(words, encode), dtype=torch.long) for words in seen]
 
     def encode(self, captions: Iterable[Sequence[str | None]]) -> Tensor:
         """``[m, k]`` numbers of the words among those of their slots; -1 where there is none."""

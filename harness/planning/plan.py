@@ -276,6 +276,22 @@ class Plan(Layout):
         """The prepared tables that a run reads."""
         return self.data_dir(self.keys(run).data) / "prepared"
 
+    def raw_inputs(self, key: str) -> list[Path]:
+        """Annotation files that the data called ``key`` are prepared from, as far as they are there.
+
+        A plan is made without them; photographs are told by what is prepared from them.
+        """
+        data = self.owner(key).data
+        if not isinstance(data, ReferData):
+            return []
+        try:
+            root = expand_root(data.root)
+        except ValueError:  # a variable that is not set
+            return []
+        named = [root / path for each in data.datasets for path in each.paths]
+        inside = [file for path in named if path.is_dir() for file in sorted(path.glob("*.json"))]
+        return list(dict.fromkeys([*(path for path in named if path.is_file()), *inside]))
+
     def pretrain_inputs(self, key: str) -> list[Path]:
         """Files that pretraining of the model called ``key`` reads."""
         run = self.owner(key)

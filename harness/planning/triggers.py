@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import RunConfig
-from harness.files import digest, file_stamp
-from harness.planning.keys import part_of, pretrained, source_of
+from harness.files import digest, file_stamp, sha256_file
+from harness.planning.keys import PARTS, part_of, pretrained, source_of
 from harness.planning.plan import Plan
 from harness.planning.weight_sources import local_weights, projector_weights, superpixel_weights
 from harness.plugins.codehash import code_hash
@@ -101,18 +101,27 @@ def feature_identity(plan: Plan, key: str) -> str:
     """Everything upstream of a cached array: what is left of it from other data or weights is made anew."""
     run = plan.owner(key)
     model = _model_identity(plan, run, "sam" if part_of(key) == "sam" else "vision")
-    return digest([feature_trigger(plan, key), prepare_trigger(plan, plan.keys(run).data), model])
+    return digest([feature_trigger(plan, key), *_data_identity(plan, run), model])
 
 
 def superpixel_identity(plan: Plan, key: str) -> str:
     """Everything upstream of superpixels, with the cached SAM embeddings that masks are decoded from."""
     run = plan.owner(key)
     keys = plan.keys(run)
-    upstream = [superpixel_trigger(plan, key), prepare_trigger(plan, keys.data)]
+    upstream = [superpixel_trigger(plan, key), *_data_identity(plan, run)]
     upstream += [str(file_stamp(path)) for path in superpixel_weights(run.superpixels)]
     if run.superpixels is not None and run.superpixels.uses_sam:
         upstream.append(feature_identity(plan, keys.feature("sam")))
     return digest(upstream)
+
+
+def _data_identity(plan: Plan, run: RunConfig) -> list[str]:
+    """How a run's data are prepared, and what they hold: photographs may be replaced where they lie."""
+    summary = plan.prepared_dir(run) / "summary.json"
+    return [
+        prepare_trigger(plan, plan.keys(run).data),
+        *([sha256_file(summary)] if summary.is_file() else []),
+    ]
 
 
 def _model_identity(plan: Plan, run: RunConfig, part: str) -> list[Any]:
@@ -158,6 +167,8 @@ def _checkpoint_trigger(plan: Plan, run: RunConfig, stage: int) -> str:
     keys = plan.keys(run)
     upstream = [prepare_trigger(plan, keys.data), train_trigger(plan, run, stage)]
     upstream += [pretrain_trigger(plan, keys.model(part)) for part in pretrained(run)]
+    sources = [source_of(run, part) for part in PARTS if part not in pretrained(run)]
+    upstream += [str(file_stamp(path)) for source in sources for path in local_weights(source)]
     upstream += [feature_trigger(plan, keys.feature(item)) for item in keys.feature_items]
     upstream += [str(file_stamp(path)) for path in projector_weights(run)]
     if (key := keys.superpixels) is not None:

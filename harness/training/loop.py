@@ -102,9 +102,8 @@ def training_step(
     expressions = sum(len(g) for g in groups)
     parts = dict.fromkeys(_LOGGED, 0.0)
     for index, some in workers.own(passes) if workers else list(enumerate(passes)):
-        share = sum(len(g) for g in some) / expressions
-        values = _forward_backward(model, data, some, run, stage, step, index, share)
-        values["visual_tokens"] *= len(some) / len(groups)
+        share, of_images = sum(len(g) for g in some) / expressions, len(some) / len(groups)
+        values = _forward_backward(model, data, some, run, stage, step, index, share, of_images)
         for name, value in values.items():
             parts[name] += value
     parts = workers.sum_values(parts) if workers else parts
@@ -122,8 +121,9 @@ def _forward_backward(
     step: int,
     index: int,
     share: float,
+    of_images: float,
 ) -> dict[str, float]:
-    """One pass over some images: its part of the step's loss, and the mean number of visual tokens."""
+    """One pass over some images, a ``share`` of the step's expressions: its part of what is logged."""
     # What is drawn hangs on the pass, never on the process that makes it.
     draw = (run.seed, stage, step, *([index] if index else []))
     device = next(model.parameters()).device
@@ -153,13 +153,14 @@ def _forward_backward(
                 assert captions is not None
                 caption, visual = model.caption(features, expressions, captions, **options)
                 total, values = config.caption_weight * caption, {"caption": caption}
-        if visual.extra_loss is not None:
-            total, values["extra"] = total + visual.extra_loss, visual.extra_loss
-        (share * total / len(budgets)).backward()
-        values["loss"] = total
+        objective, values = share * total, {name: share * value for name, value in values.items()}
+        if visual.extra_loss is not None:  # a mean over images
+            values["extra"] = of_images * visual.extra_loss
+            objective = objective + values["extra"]
+        (objective / len(budgets)).backward()
+        values |= {"loss": objective, "visual_tokens": of_images * visual.lengths.float().mean()}
         for name, value in values.items():
-            parts[name] += share * value.item() / len(budgets)
-        parts["visual_tokens"] += visual.lengths.float().mean().item() / len(budgets)
+            parts[name] += value.item() / len(budgets)
     return parts
 
 
@@ -302,14 +303,16 @@ def train_stage(plan: Plan, run: RunConfig, stage: int) -> None:
         parts = training_step(model, data, sampler.rows(stage, step), run, stage, step, workers)
         workers.sum_gradients(learnt)
         model.mask_frozen_rows(stage)
-        norm = torch.nn.utils.clip_grad_norm_(learnt, config.grad_clip)
+        norm = float(torch.nn.utils.clip_grad_norm_(learnt, config.grad_clip))
+        if not math.isfinite(norm):  # the loss would show it a step later, and after the last step never
+            raise FloatingPointError(f"{run.id}: the gradient is {norm} at stage {stage}, step {step}")
         optimizer.step()
         done = step + 1
         if log is None:
             continue
         if done % config.log_every == 0 or done == steps:
             rate = optimizer.param_groups[0]["lr"]
-            log.write({"step": done, **_rounded(parts), "lr": rate, "grad_norm": round(float(norm), 5)})
+            log.write({"step": done, **_rounded(parts), "lr": rate, "grad_norm": round(norm, 5)})
             bar.set_postfix(loss=f"{parts['loss']:.3f}", refresh=False)
         if done % config.checkpoint_every == 0 and done < steps:
             checkpoint.save(model, optimizer, named, done)

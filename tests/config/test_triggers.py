@@ -93,6 +93,35 @@ def test_weights_replaced_where_they_lie_leave_no_shard(tmp_path, part, made_ane
     assert changed(before, identities(planned(**deltas))) == made_anew
 
 
+@pytest.mark.parametrize("part", ["vision", "language", "sam"])
+def test_weights_replaced_where_they_lie_are_never_gone_on_with(tmp_path, part):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "model.safetensors").write_text("first")
+    deltas = {f"models.{part}.source": str(weights), "models.start": None}
+
+    def checkpoint():
+        plan = planned(**deltas)
+        return triggers.checkpoint_trigger(plan, plan.trained[0])
+
+    first = checkpoint()
+    assert checkpoint() == first
+    (weights / "model.safetensors").write_text("another")
+    assert checkpoint() != first
+
+
+def test_data_replaced_where_they_lie_leave_no_shard(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = planned()
+    summary = plan.prepared_dir(plan.trained[0]) / "summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text("first")
+    before = identities(planned())
+    assert changed(before, identities(planned())) == set()
+    summary.write_text("another")
+    assert changed(before, identities(planned())) == {"patches", "sam", "superpixels"}
+
+
 def test_a_checkpoint_of_the_superpixels_own_leaves_no_shard_and_is_looked_for(tmp_path, monkeypatch):
     weights = tmp_path / "sam2"
     options = {"checkpoint": str(weights)}

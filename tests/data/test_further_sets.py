@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 from refer_folder import Folder, rectangle
 
@@ -162,6 +162,31 @@ def test_reasonseg_is_read_with_its_edges_and_unscored_pixels(tmp_path):
     shown = predictions(tables, everything)
     scores = score_predictions(shown[shown["split"] == "val"], wanted, tables.annotations)
     assert scores[["intersection", "gt_area", "pred_area"]].iloc[0].tolist() == [71, 71, 1200 - 9]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_outlines_are_meant_in_the_upright_photograph(tmp_path, orientation):
+    """By Pillow's own turning: the mask, turned as the photograph is, is the outline as it was drawn."""
+    size = (30, 40) if orientation >= 5 else (40, 30)  # upright, of a stored one of 40 x 30
+    reason(tmp_path, "val/a", [shape("target", 2, 3, 12, 8), shape("ignore", 20, 5, 25, 26)])
+    path = tmp_path / "ReasonSeg/val/a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(path) as stored:
+        stored.save(path, exif=exif)
+    with Image.open(path) as stored:
+        assert ImageOps.exif_transpose(stored).size == size
+    found = read_reasonseg(tmp_path, "ReasonSeg")
+    for rles, (x1, y1, x2, y2) in (
+        ([a.segmentation for a in found.annotations.values()], (2, 3, 12, 8)),
+        (list(found.ignored.values()), (20, 5, 25, 26)),
+    ):
+        (rle,) = rles
+        mask = Image.fromarray(coco_mask.decode(rle))
+        mask.getexif()[0x0112] = orientation
+        drawn = np.zeros(size[::-1], np.uint8)
+        drawn[y1 : y2 + 1, x1 : x2 + 1] = 1
+        assert np.array_equal(np.asarray(ImageOps.exif_transpose(mask)), drawn)
 
 
 def test_ids_do_not_hang_on_what_else_is_there(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pydantic import TypeAdapter, ValidationError
+from refer_folder import rectangle
 
 from harness.data.options import DataOptions, ReferData, ReferSet, SyntheticData
 from harness.data.prepare import check_leakage, load_tables, prepare
@@ -37,6 +38,27 @@ def test_tables_hold_what_the_files_hold(folder, tmp_path):
     assert mask[3:8, 2:12].all() and mask.sum() == 50
     assert summary["datasets"]["toy"]["train"]["expressions"] == 2
     assert tables.image_path(1).is_file()
+
+
+def test_the_summary_tells_other_photographs_masks_and_words(folder, tmp_path):
+    def told():
+        return run(folder.root, tmp_path / "out")["content"]
+
+    first = run(folder.write(), tmp_path / "first")["content"]
+    assert told() == first  # wherever it is written
+    path = folder.root / "images" / "deep" / "im1.png"
+    path.rename(folder.root / "images" / "im1.png")
+    assert told() == first  # wherever the photograph lies
+    Image.new("RGB", (40, 30), "red").save(folder.root / "images" / "im1.png")
+    repainted = told()
+    folder.annotations[0]["segmentation"] = [rectangle(3, 3, 13, 8)]
+    folder.write()
+    (folder.root / "images" / "im1.png").unlink()
+    moved = told()
+    folder.refs[0]["sentences"][0]["sent"] = "right cup"
+    folder.write()
+    reworded = told()
+    assert len({first, repainted, moved, reworded}) == 4
 
 
 def test_only_images_of_asked_splits_are_opened(folder, tmp_path):

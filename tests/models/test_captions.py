@@ -21,6 +21,13 @@ def test_a_word_competes_with_its_like_alone():
     assert caption_loss(scores, words, slots).item() == pytest.approx((first - math.log(0.2)) / 2)
 
 
+def test_words_that_a_tokenizer_cannot_tell_apart_are_refused():
+    """LLaMA's begins x0 to x11 with one token: such a loss would be a constant."""
+    with pytest.raises(ValueError, match=r"'x0' and all .* begin with the same token.*caption_weight: 0"):
+        Slots([("cup", "x0"), ("dog", "x1")], {"cup": 1, "dog": 2, "x0": 921, "x1": 921}.__getitem__)
+    assert Slots([("cup", "cup")], {"cup": 1}.__getitem__).ids[1].tolist() == [1]  # in slots of their own
+
+
 ONE = Slots([("a",), ("b",)], {"a": 5, "b": 6}.get)
 
 

@@ -132,6 +132,17 @@ def test_two_processes_give_the_curve_of_one(study, alone, strategy):
     assert close(weights, shared)
 
 
+def test_tokens_dropped_between_layers_pass_through_a_model_in_shares(study):
+    rows = [{"name": "fastv", "config": {"layer": 1, "in_training": True}}, "mlp"]
+    curve, weights = trained(study, "dropping", rows)
+    this = named(study, "dropping_fsdp", rows, **{"training.processes": 2, "training.strategy": "fsdp"})
+    arguments = (free_port(), this.plan, this.run)
+    multiprocessing.start_processes(process, arguments, nprocs=2, start_method="fork")
+    two, shared = read(this)
+    assert len(curve) == 6 and two == pytest.approx(curve, rel=1e-4)
+    assert close(weights, shared)
+
+
 def test_two_processes_predict_every_expression_once(study, monkeypatch, tmp_path):
     """Three images a batch, so that the last batch is not full and the shares are uneven."""
     monkeypatch.setattr(prediction, "image_batches", partial(prediction.image_batches, size=3))

@@ -178,6 +178,52 @@ def test_a_projectors_own_loss_joins_every_step_that_it_learns_in(prepared, monk
         torch.testing.assert_close(found, without)
 
 
+def test_a_projectors_own_loss_is_a_mean_over_images_in_however_many_passes(prepared, monkeypatch):
+    """Images with one and with several expressions: a pass of few images with many must not weigh more."""
+    this = prepared({"training.images_per_step": 4})
+    data, model = RunData(this.plan, this.run), built(this)
+    model.set_stage(2)
+    drawn = Sampler(data.expressions, this.run.training, 0).rows(2, 0)
+    groups = [drawn[0], drawn[1], drawn[2].head(1), drawn[3].head(1)]
+    assert len({len(group) for group in groups}) > 1
+    forward = model.projector.forward
+
+    def with_own(image, **options):
+        tokens = forward(image, **options)
+        means = torch.stack([own.float().square().mean() for own in tokens.split()])
+        return replace(tokens, extra_loss=means.mean())
+
+    monkeypatch.setattr(model.projector, "forward", with_own)
+    found = []
+    for each in (None, 1, 2):
+        training = this.run.training.model_copy(update={"images_per_forward": each})
+        run = this.run.model_copy(update={"training": training})
+        model.zero_grad(set_to_none=True)
+        parts = training_step(model, data, groups, run, 2, 0)
+        grads = torch.cat([p.grad.flatten() for p in model.projector.parameters()])
+        assert parts["loss"] > parts["extra"] > 0
+        found.append((parts["extra"], parts["loss"], grads))
+    for extra, loss, grads in found[1:]:
+        assert extra == pytest.approx(found[0][0], rel=1e-5) and loss == pytest.approx(found[0][1], rel=1e-4)
+        torch.testing.assert_close(grads, found[0][2], atol=1e-5, rtol=1e-3)
+
+
+def test_a_gradient_that_is_no_number_is_never_learnt_from(prepared, monkeypatch):
+    """In the last step: no later loss would show it."""
+    this = prepared()
+
+    def poisoned(model, data, groups, run, stage, step, workers):
+        parts = training_step(model, data, groups, run, stage, step, workers)
+        if step == 3:
+            next(model.projector.parameters()).grad[0] = float("inf")
+        return parts
+
+    monkeypatch.setattr(loop, "training_step", poisoned)
+    with pytest.raises(FloatingPointError, match="the gradient is .* at stage 1, step 3"):
+        train_stage(this.plan, this.run, 1)
+    assert not this.plan.weights(this.run.id, 1).exists()
+
+
 def test_the_states_that_fit_the_seg_head_are_read_a_few_images_at_a_time(prepared, monkeypatch):
     this = prepared({"models.start": None, "training.images_per_step": 6})
     data, model = RunData(this.plan, this.run), built(this)

@@ -17,8 +17,10 @@ rule pool:
         "svp stage pool --key {wildcards.key:q} &> {log:q}"
 
 
-# Raw data are checked by the job, never named as input: the plan is made without them.
+# Raw data that are not there are told by the job: the plan is made without them.
 rule prepare:
+    input:
+        lambda wildcards: PLAN.raw_inputs(wildcards.key),
     output:
         multiext(
             f"{PLAN.data_dir('{key}')}/prepared/",
