@@ -20,7 +20,7 @@ from harness.measuring.clocks import count_flops, timed
 from harness.models.sam import sam_frame
 from harness.projector import ImageFeatures, Interface, Superpixels
 from svp.pooling import pool, smallest_owner
-from svp.projector import SVP
+from svp.projector import SVP, WITHOUT_SSPE
 from svp.ssa import own_embedding
 from svp.superpixels.calibration import calibrate
 from svp.superpixels.sam import SamSuperpixels
@@ -155,13 +155,21 @@ def bench_superpixels(
     """
     shared: dict[str, Any] = {"points_per_side": points_per_side, "points_per_batch": points_per_batch}
     chosen = (options or {}) | shared
+    gates = ("pred_iou_thresh", "stability_score_thresh")
     cuts = thresholds or {}
+    for name in cuts:
+        if name not in gates:
+            raise ValueError(f"--thresholds: '{name}' is none of {' and '.join(gates)}")
     exact = SamSuperpixels(SamSuperpixels.Config(preset="official_default", **shared | cuts), sam)
     on_grid = {"engine": "exact", "compute": "float32"}
     full = SamSuperpixels(SamSuperpixels.Config(**chosen | on_grid), sam)
     adaptive = SamSuperpixels(SamSuperpixels.Config(**chosen | {"engine": "adaptive"}), sam)
+    if adaptive.settings.crop_n_layers:
+        raise ValueError(
+            "bench superpixels starts its clocks at the image's embedding, and crops are encoded behind it; "
+            "set crop_n_layers: 0 in --options"
+        )
     device = torch.device(sam.device)
-    gates = ("pred_iou_thresh", "stability_score_thresh")
     own_gate = {name: getattr(adaptive.settings, name) for name in gates}
     names = ("encode", "official", "official_same_gate", "exact", "full", "adaptive", "adaptive_one_by_one")
     seconds = dict.fromkeys(names, 0.0)
@@ -265,6 +273,7 @@ def _analytic(batch: int, superpixels: int, interface: Interface, options: SVP.C
     """Multiply-adds times two of the matrix products of each part, from the shapes alone."""
     n, d, width = interface.patch_count, interface.vision_width, interface.language_width
     count, inner, q = batch * superpixels, options.sspe_width or d, options.sspe_queries
+    attention = d if options.ssa not in WITHOUT_SSPE else 0
     embed = n * 4 * math.ceil(inner / 4) * inner
     block = n * 2 * inner**2  # keys and values, once for all superpixels
     first = q * 5 * inner**2 + count * q * (1 + 2 * options.sspe_mlp_ratio) * inner**2
@@ -275,7 +284,7 @@ def _analytic(batch: int, superpixels: int, interface: Interface, options: SVP.C
     sspe = embed + options.sspe_blocks * block + first + (options.sspe_blocks - 1) * other + looks + confer
     return {
         "pool": 2.0 * count * n * d,
-        "sspe": 2.0 * sspe + 2.0 * count * q * inner * (width + d),
+        "sspe": 2.0 * sspe + 2.0 * count * q * inner * (width + attention),
         "ssa": 2.0 * (count * d * d * 2 + 2 * batch * n * d * d + 2 * count * n * d + 8 * count * d * d),
         "mlp": 2.0 * count * (d * width + width * width),
     }
@@ -345,12 +354,12 @@ def _parts(projector: SVP, image: ImageFeatures) -> dict[str, Callable[[], Any]]
     if projector.sspe is not None:
         head = projector.sspe
 
-        def encode() -> tuple[Tensor, Tensor]:
+        def encode() -> tuple[Tensor, Tensor | None]:
             shape = head(pixels, image.grid)
-            return head.to_language(shape), head.to_attention(shape)
+            return head.to_language(shape), head.to_attention(shape) if head.to_attention else None
 
         calls["sspe"], queries = encode, encode()[1]
-        keys = own_embedding(queries, smallest_owner(pixels))
+        keys = own_embedding(queries, smallest_owner(pixels)) if queries is not None else None
     if projector.ssa is not None:
         attention = projector.ssa
         calls["ssa"] = lambda: attention(coarse, image.patches, pixels.lengths, queries, keys)

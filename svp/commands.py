@@ -71,6 +71,8 @@ def _source(name: str, options: str, sam: Path | None, kind: str, device: str | 
     from harness.superpixels.source import open_sam
 
     chosen, given = load_source(name), _json_options(options)
+    if device is not None and "device" in chosen.Config.model_fields:
+        given.setdefault("device", device)
     if chosen.needs_sam and sam is None:
         from harness.measuring.tiny_sam import tiny_sam_and_scenes
 
@@ -143,6 +145,7 @@ def bench_superpixels_command(
         out: a JSON file that keeps the figures with the commit, the machine and the versions.
     """
     from harness.images import read_rgb
+    from harness.plugins.discovery import load_source
     from harness.superpixels.source import open_sam
     from svp.bench import bench_superpixels, same_count
 
@@ -166,6 +169,7 @@ def bench_superpixels_command(
             chosen = own.options | chosen
     arrays = [read_rgb(path) for path in images]
     model = open_sam(sam, kind, device=device)
+    _built(load_source("sam"), chosen, model)  # refuses options in a sentence
     told |= bench_superpixels(model, arrays, points_per_side=points_per_side, options=chosen, thresholds=cuts)
     _figures({**told, "sam": sam.name}, out)
 

@@ -13,7 +13,11 @@ from svp.pooling import order_key, pool, smallest_owner, sort_by, with_backgroun
 from svp.ssa import SuperpixelAttention, own_embedding
 from svp.sspe import BoxEncoder, CentroidEncoder, CrossAttentionEncoder, MaskEncoder, ShapeEncoder, ShapeHead
 
-__all__ = ["SVP"]
+__all__ = ["SVP", "WITHOUT_SSPE"]
+
+
+# Readings of the SSA whose queries and keys carry no SSPE.
+WITHOUT_SSPE = ("none", "plain")
 
 
 def _fixed_budget(budget: int) -> str:
@@ -84,7 +88,8 @@ class SVP(Projector):
         self.mlp = nn.Sequential(nn.Linear(d, width), nn.GELU(), nn.Linear(width, width))
         self.background = nn.Parameter(torch.zeros(d)) if options.background else None
         encoder = self._encoder(options)
-        self.sspe = ShapeHead(encoder, width, d) if encoder is not None else None
+        read = d if options.ssa not in WITHOUT_SSPE else None
+        self.sspe = ShapeHead(encoder, width, read) if encoder is not None else None
 
     def _encoder(self, options: SVP.Config) -> ShapeEncoder | None:
         width = options.sspe_width or self.interface.vision_width
@@ -192,7 +197,7 @@ class SVP(Projector):
         if self.sspe is None or not self._sspe_joined(self.stage):
             return coarse, None, None, None
         shape = self.sspe(superpixels, image.grid)
-        if options.ssa in ("none", "plain"):
+        if self.sspe.to_attention is None:
             return coarse, shape, None, None
         query_position, key_position = self.sspe.to_attention(shape), None
         if options.ssa == "superpixel_sspe":

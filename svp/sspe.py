@@ -212,16 +212,16 @@ class ShapeHead(nn.Module):
     Args:
         encoder: one of the encoders above.
         language_width: ``H``.
-        attention_width: ``d``.
+        attention_width: ``d``; ``None`` where the SSA reads no SSPE.
     """
 
-    def __init__(self, encoder: ShapeEncoder, language_width: int, attention_width: int):
+    def __init__(self, encoder: ShapeEncoder, language_width: int, attention_width: int | None):
         super().__init__()
         self.encoder = encoder
         self.norm = nn.LayerNorm(encoder.output_width)
         self.to_language = nn.Linear(encoder.output_width, language_width)
-        self.to_attention = nn.Linear(encoder.output_width, attention_width)
-        for output in (self.to_language, self.to_attention):
+        self.to_attention = nn.Linear(encoder.output_width, attention_width) if attention_width else None
+        for output in filter(None, (self.to_language, self.to_attention)):
             nn.init.zeros_(output.weight)
             nn.init.zeros_(output.bias)
 

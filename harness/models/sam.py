@@ -104,7 +104,7 @@ def load_sam(source: Path | str, kind: str = "tiny", sha256: str | None = None) 
 
     Raises:
         FileNotFoundError: nothing lies at ``source``.
-        ValueError: the digest differs, or the file holds other keys than the model.
+        ValueError: the digest differs, the file cannot be read, or it holds other weights than the model.
     """
     source = Path(source)
     if not source.exists():
@@ -119,13 +119,21 @@ def load_sam(source: Path | str, kind: str = "tiny", sha256: str | None = None) 
                 f"{source}: sha256 differs from the expected {sha256[:12]}…; fetch it again, or set "
                 "models.sam.sha256: null if it is a SAM of your own"
             )
+        if kind not in sam_model_registry:
+            raise ValueError(
+                f"{source} is a file, a tiny SAM is a folder; name its kind: vit_b, vit_l or vit_h"
+            )
         sam = sam_model_registry[kind](checkpoint=None)
         state = _read_checkpoint(source)
-    missing, unexpected = sam.load_state_dict(state, strict=False)
-    if missing or unexpected:
+    own = sam.state_dict()
+    missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
+    misfit = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    if missing or unexpected or misfit:
         raise ValueError(
-            f"{source} is no {kind} SAM: {len(missing)} keys missing, {len(unexpected)} unexpected"
+            f"{source} is no {kind} SAM: {len(missing)} keys missing, {len(unexpected)} unexpected, "
+            f"{len(misfit)} of another shape; name its own kind"
         )
+    sam.load_state_dict(state)
     return sam.eval().requires_grad_(False)
 
 
@@ -133,7 +141,10 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_tensors(path, "convert the checkpoint again")
     # weights_only: a checkpoint from the internet is data, never code
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is cut short, or no checkpoint of torch's; fetch it again") from error
 
 
 class NoEncoder(nn.Module):

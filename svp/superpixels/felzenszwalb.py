@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 from skimage.segmentation import felzenszwalb
 
 from harness.superpixels.source import SuperpixelConfig, SuperpixelMasks, SuperpixelSource
@@ -27,9 +28,9 @@ class Felzenszwalb(SuperpixelSource):
             min_size: smaller segments are merged afterwards, in pixels.
         """
 
-        scale: float = 300.0
-        sigma: float = 0.8
-        min_size: int = 200
+        scale: float = Field(300.0, gt=0)
+        sigma: float = Field(0.8, ge=0)
+        min_size: int = Field(200, ge=0)
 
     def generate(
         self, image: np.ndarray, *, image_id: int | None = None, sam_embedding: Any = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from harness.superpixels.source import SuperpixelConfig, SuperpixelMasks, SuperpixelSource
 
@@ -19,8 +20,8 @@ class Grid(SuperpixelSource):
     class Config(SuperpixelConfig):
         """Rectangles down and across; cells without a pixel (tiny images) are left out."""
 
-        rows: int = 6
-        columns: int = 6
+        rows: int = Field(6, ge=1)
+        columns: int = Field(6, ge=1)
 
     def generate(
         self, image: np.ndarray, *, image_id: int | None = None, sam_embedding: Any = None

@@ -62,6 +62,15 @@ class _View:
         return y2 - y1, x2 - x1
 
 
+# Low-resolution logits ``[M, h, w]``, boxes ``[M, 4]`` in pixels of the view, predicted IoU and level ``[M]``.
+_Stable = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _chunk(size: tuple[int, int]) -> int:
+    """Masks of ``(h, w)`` pixels that are up-scaled at once: a quarter of a GB of float32 at most."""
+    return max(1, min(64, (1 << 26) // (size[0] * size[1])))
+
+
 class SamSuperpixels(SuperpixelSource):
     """SAM's masks for a grid of points, reduced to quasi-superpixels.
 
@@ -98,17 +107,17 @@ class SamSuperpixels(SuperpixelSource):
         adaptive_share: float = Field(0.25, gt=0, le=1)
         adaptive_images: int = Field(8, ge=1)
         compute: Literal["float32", "bfloat16"] = "float32"
-        points_per_batch: int = 256
-        points_per_side: int | None = None
+        points_per_batch: int = Field(256, ge=1)
+        points_per_side: int | None = Field(None, ge=1)
         pred_iou_thresh: float | None = None
         stability_score_thresh: float | None = None
         stability_score_offset: float | None = None
         box_nms_thresh: float | None = None
-        crop_n_layers: int | None = None
+        crop_n_layers: int | None = Field(None, ge=0)
         crop_nms_thresh: float | None = None
         crop_overlap_ratio: float | None = None
-        crop_n_points_downscale_factor: int | None = None
-        min_mask_region_area: int | None = None
+        crop_n_points_downscale_factor: int | None = Field(None, ge=1)
+        min_mask_region_area: int | None = Field(None, ge=0)
         score_thresh_offset: Triple | None = None
         score_nms_offset: Triple | None = None
         stability_score_bias: Triple | None = None
@@ -239,15 +248,15 @@ class SamSuperpixels(SuperpixelSource):
             if not crop.size:  # of an image one pixel high
                 continue
             own = embedding if layer == 0 else None
-            side = int(settings.points_per_side / settings.crop_n_points_downscale_factor**layer)
+            side = max(1, int(settings.points_per_side / settings.crop_n_points_downscale_factor**layer))
             frame = self.frame((crop.shape[0], crop.shape[1]))
             points = torch.as_tensor(build_point_grid(side) * np.array(frame)[::-1])
             seen = self.encode(crop) if own is None else self._given(own)
             views.append(_View(box, size, seen, points))
         return views
 
-    def _searched(self, views: list[_View]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Of each view masks ``[M, h, w]`` that pass gate and stability, their predicted IoU and level."""
+    def _searched(self, views: list[_View]) -> Iterator[_Stable]:
+        """Of each view what passes gate and stability."""
         batch = self.config.points_per_batch
         if self.config.engine != "adaptive":
             for view in views:
@@ -269,19 +278,17 @@ class SamSuperpixels(SuperpixelSource):
             self.prompts_asked += asked
             yield self._stable([candidates], view.size)
 
-    def _placed(
-        self, view: _View, found: tuple[Tensor, Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _placed(self, view: _View, found: _Stable) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Masks ``[M, H, W]`` in the image after suppression, predicted IoU, level, area of the view."""
         settings, (x1, y1, x2, y2), (height, width) = self.settings, view.box, view.image_size
-        masks, ious, levels = found
-        if len(masks):
-            boxes = selection.mask_boxes(masks)
+        logits, boxes, ious, levels = found
+        if len(logits):
             inside = ~is_box_near_crop_edge(boxes, view.box, [0, 0, width, height])
-            masks, ious, levels, boxes = masks[inside], ious[inside], levels[inside], boxes[inside]
+            logits, ious, levels, boxes = logits[inside], ious[inside], levels[inside], boxes[inside]
             ranked = ious + selection.level_values(levels, settings.score_nms_offset)
             kept = selection.non_maximum_suppression(boxes, ranked, settings.box_nms_thresh)
-            masks, ious, levels = masks[kept], ious[kept], levels[kept]
+            logits, ious, levels = logits[kept], ious[kept], levels[kept]
+        masks = self._masks(logits, view.size)
         masks = F.pad(masks, (x1, width - x2, y1, height - y2))
         area = torch.full((len(masks),), float((y2 - y1) * (x2 - x1)), device=masks.device)
         return masks, ious, levels, area
@@ -292,11 +299,9 @@ class SamSuperpixels(SuperpixelSource):
             predicted_iou, levels, settings.pred_iou_thresh, settings.score_thresh_offset
         )
 
-    def _stable(
-        self, parts: Iterable[Candidates], size: tuple[int, int], chunk: int = 64
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Masks ``[M, H, W]`` of the stable candidates, predicted IoU and level; in chunks, for memory."""
-        settings, columns = self.settings, []
+    def _stable(self, parts: Iterable[Candidates], size: tuple[int, int]) -> _Stable:
+        """The stable candidates; their masks are made again of what suppression keeps, for memory."""
+        settings, columns, chunk = self.settings, [], _chunk(size)
         for found in parts:
             for start in range(0, max(len(found.logits), 1), chunk):
                 part = slice(start, start + chunk)
@@ -307,9 +312,16 @@ class SamSuperpixels(SuperpixelSource):
                     logits.flatten(1).amax(dim=1) > self.cut
                 )
                 keep = torch.nonzero(stable).flatten()
-                columns.append((logits[keep] > self.cut, found.predicted_iou[part][keep], levels[keep]))
-        masks, ious, levels = (torch.cat(column) for column in zip(*columns, strict=True))
-        return masks, ious, levels
+                boxes = selection.mask_boxes(logits[keep] > self.cut)
+                columns.append(
+                    (found.logits[part][keep], boxes, found.predicted_iou[part][keep], levels[keep])
+                )
+        logits, boxes, ious, levels = (torch.cat(column) for column in zip(*columns, strict=True))
+        return logits, boxes, ious, levels
+
+    def _masks(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """``[M, H, W]`` bool from low-resolution ``[M, h, w]``."""
+        return torch.cat([self.upscale(part, size) > self.cut for part in logits.split(_chunk(size))])
 
     def _without_small_regions(self, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Cleaned masks after another suppression that prefers unchanged ones, and the indices kept."""

@@ -67,7 +67,9 @@ class TransformersSam(SamSuperpixels):
 
     def encode(self, image: np.ndarray) -> Any:
         """The model's image embeddings (a list of levels for SAM 2)."""
-        pixels = self._processor(images=image, return_tensors="pt")["pixel_values"]
+        # told which axis holds the colours: an image 1 or 3 pixels high could be read either way
+        prepared = self._processor(images=image, return_tensors="pt", input_data_format="channels_last")
+        pixels = prepared["pixel_values"]
         return self._model.get_image_embeddings(pixels.to(self._model.device, self._model.dtype))
 
     def frame(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 from skimage.segmentation import slic
 
 from harness.superpixels.source import SuperpixelConfig, SuperpixelMasks, SuperpixelSource
@@ -27,7 +28,7 @@ class Slic(SuperpixelSource):
             sigma: width of the Gaussian smoothing before clustering, in pixels.
         """
 
-        segments: int = 40
+        segments: int = Field(40, ge=1)
         compactness: float = 10.0
         sigma: float = 1.0
 

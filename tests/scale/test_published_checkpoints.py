@@ -168,3 +168,13 @@ def test_an_official_sam_checkpoint_is_checked_and_read(tmp_path, monkeypatch):
     torch.save({k: v for k, v in sam.state_dict().items() if "neck" not in k}, path)
     with pytest.raises(ValueError, match="is no vit_b SAM: 6 keys missing"):
         load_sam(path, "vit_b")
+    with pytest.raises(ValueError, match=r"is a file, a tiny SAM is a folder; name its kind: vit_b"):
+        load_sam(path)
+    torch.save(sam.state_dict() | {"mask_decoder.iou_token.weight": torch.zeros(1, 3)}, path)
+    with pytest.raises(
+        ValueError, match="0 keys missing, 0 unexpected, 1 of another shape; name its own kind"
+    ):
+        load_sam(path, "vit_b")
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(ValueError, match="cut short, or no checkpoint"):
+        load_sam(path, "vit_b")

@@ -44,6 +44,7 @@ def test_superpixels_of_an_image_are_drawn(tmp_path, capsys):
         ("[2]", r"--options: \[2\] is no object"),
         ('{"segmnts": 2}', "'slic' has no option 'segmnts'; did you mean 'segments'"),
         ('{"segments": "many"}', "--options: slic: segments: "),
+        ('{"segments": 0}', "--options: slic: segments: .* greater than or equal to 1"),
     ],
 )
 def test_wrong_options_are_refused_in_a_sentence(tmp_path, options, message):

@@ -106,6 +106,42 @@ def test_batches_of_prompts_do_not_change_the_outcome(sam):
     assert by_content(some.masks) == by_content(whole.masks)
 
 
+def test_masks_of_a_large_photograph_are_made_a_few_at_a_time(sam, monkeypatch):
+    """And of those alone that suppression keeps: at 12 megapixels a candidate takes 48 MB of float32."""
+    source = SamSuperpixels(
+        SamSuperpixels.Config(pred_iou_thresh=-9.0, stability_score_thresh=0.0, points_per_side=6), sam
+    )
+    asked, upscale = [], source.upscale
+    monkeypatch.setattr(
+        source, "upscale", lambda logits, size: asked.append(len(logits)) or upscale(logits, size)
+    )
+    made = source.generate(np.zeros((1500, 2000, 3), np.uint8))
+    assert sum(asked) >= 36 and max(asked) * 1500 * 2000 * 4 <= 1 << 28
+    assert asked[-1] < 36 * 3 and len(made.masks) <= asked[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("points_per_batch", 0),
+        ("points_per_side", 0),
+        ("crop_n_layers", -1),
+        ("crop_n_points_downscale_factor", 0),
+        ("min_mask_region_area", -1),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(name, value):
+    with pytest.raises(ValidationError, match=name):
+        SamSuperpixels.Config(**{name: value})
+
+
+def test_a_crop_is_asked_at_one_point_at_least(sam):
+    options = {"points_per_side": 1, "crop_n_layers": 1, "crop_n_points_downscale_factor": 2}
+    source = SamSuperpixels(SamSuperpixels.Config(**options), sam)
+    source.generate(np.zeros((40, 60, 3), np.uint8))
+    assert source.prompts_asked == 5  # the image and four crops
+
+
 def test_a_gate_that_nothing_passes_gives_no_mask(sam):
     made = SamSuperpixels(SamSuperpixels.Config(preset="svp", points_per_side=4, pred_iou_thresh=99), sam)
     assert made.generate(photograph()).masks.shape == (0, 96, 96)

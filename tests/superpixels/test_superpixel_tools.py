@@ -159,6 +159,18 @@ def test_superpixel_benchmark_compares_with_the_official_generator(confident):
     assert one != other and alone[0]["adaptive_matched_iou_standard_error"] is None
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"options": {"crop_n_layers": 1}}, "crops are encoded behind it; set crop_n_layers: 0"),
+        ({"thresholds": {"box_nms_thresh": 0.5}}, "'box_nms_thresh' is none of pred_iou_thresh and"),
+    ],
+)
+def test_superpixel_benchmark_refuses_what_it_would_time_falsely(sam, changes, message):
+    with pytest.raises(ValueError, match=message):
+        bench_superpixels(sam, [photograph()], points_per_side=2, **changes)
+
+
 def test_superpixel_benchmark_convolves_in_float32_and_leaves_the_setting(confident):
     seen = []
     layer = confident.mask_decoder.output_upscaling[0]
@@ -169,10 +181,10 @@ def test_superpixel_benchmark_convolves_in_float32_and_leaves_the_setting(confid
     assert torch.backends.cudnn.allow_tf32 is before
 
 
-def test_projector_benchmark_counts_what_the_shapes_say():
-    result = bench_projector(
-        batches=(1, 2), superpixels=5, grid=(4, 6), vision_width=32, language_width=48, repeats=1
-    )
+@pytest.mark.parametrize("ssa", ["superpixel_sspe", "plain"])
+def test_projector_benchmark_counts_what_the_shapes_say(ssa):
+    sizes = {"superpixels": 5, "grid": (4, 6), "vision_width": 32, "language_width": 48}
+    result = bench_projector(batches=(1, 2), **sizes, repeats=1, options={"ssa": ssa})
     for parts in result["batches"].values():
         assert set(parts) == {"pool", "sspe", "ssa", "mlp", "all"}
         for name, part in parts.items():

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from saved_transformers_sam import save_transformers_sam
 from transformers import (
     Sam2Config,
@@ -61,6 +62,17 @@ def test_same_masks_as_the_processor_of_transformers(checkpoint, size):
     assert len(expected) > 5 and len(made) == len(expected)
     for one, other in ((made, expected), (expected, made)):
         assert min(max((m & e).sum() / (m | e).sum() for e in other) for m in one) > 0.995
+
+
+@pytest.mark.parametrize("height", [1, 2, 3, 4])
+def test_a_flat_image_is_read_by_its_colours(checkpoint, height):
+    """One or three pixels high: a picture of Pillow's leaves no doubt which axis holds the colours."""
+    image = np.random.default_rng(0).integers(0, 256, (height, 60, 3)).astype(np.uint8)
+    source = TransformersSam(TransformersSam.Config(checkpoint=str(checkpoint)))
+    pixels = SamImageProcessor.from_pretrained(checkpoint)(Image.fromarray(image), return_tensors="pt")
+    with torch.no_grad():
+        wanted = SamModel.from_pretrained(checkpoint).get_image_embeddings(pixels["pixel_values"])
+        torch.testing.assert_close(source.encode(image), wanted)
 
 
 def test_sam_2_where_transformers_has_it(tmp_path):

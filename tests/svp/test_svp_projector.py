@@ -36,7 +36,8 @@ def build(interface=INTERFACE, **options):
     with torch.no_grad():
         if projector.sspe is not None:
             projector.sspe.to_language.weight.normal_(std=0.3)
-            projector.sspe.to_attention.weight.normal_(std=0.3)
+            if projector.sspe.to_attention is not None:
+                projector.sspe.to_attention.weight.normal_(std=0.3)
         if projector.background is not None:
             projector.background.normal_()
     return projector
@@ -110,7 +111,8 @@ def test_each_sharing_of_sspe_with_the_attention_differs():
     reference = build()
     for ssa in ("plain", "query_sspe", "patch_sspe", "superpixel_sspe"):
         projector = build(ssa=ssa)
-        projector.load_state_dict(reference.state_dict())
+        own = projector.state_dict().keys()
+        projector.load_state_dict({k: v for k, v in reference.state_dict().items() if k in own})
         outputs.append(projector(image).embeddings)
     for one, other in itertools.combinations(outputs, 2):
         assert (one - other).abs().max() > 1e-3
@@ -158,9 +160,7 @@ def test_what_is_trainable_is_what_gets_gradients(batch, options, stage):
     reached = {n for n, p in projector.named_parameters() if p.grad is not None}
     prefixes = projector.trainable_in_stage(stage)
     named = {n for n, _ in projector.named_parameters() if any(n.startswith(p) for p in prefixes)}
-    unused = {n for n in named - reached if n.startswith("sspe.to_attention")}
-    shared = projector.config.ssa not in ("none", "plain")
-    assert named - unused == reached and (not unused or not shared)
+    assert named == reached
 
 
 def test_sspe_from_stage_one(batch):
