@@ -15,3 +15,8 @@ rule all:
     default_target: True
     input:
         PLAN.published_file,
+        # a table or a figure that was deleted by hand is made again
+        rules.tables.output,
+        rules.figures.output,
+        rules.overlays.output,
+        [PLAN.score_file(run) for run in PLAN.runs],

@@ -78,6 +78,8 @@ def predict_masks(
     else:
         logits, _, visual, _ = model(image, expressions, sam_embeddings)
         emitted = torch.ones(len(logits), dtype=torch.bool)
+    if not bool(torch.isfinite(logits).all()):  # beneath any threshold: they would pass for empty masks
+        raise ValueError("mask logits are not finite; look at the run's weights, and at training.dtype")
     side = model.sam.image_encoder.img_size
     masks = []
     for part, said, (height, width) in zip(logits.split(counts), emitted.split(counts), sizes, strict=True):

@@ -194,7 +194,13 @@ class VisualTokens:
 
     @classmethod
     def dense(cls, tokens: Tensor) -> VisualTokens:
-        """From ``[b, k, H]``, the same count for every image."""
+        """From ``[b, k, H]``, the same count for every image.
+
+        Raises:
+            ValueError: ``tokens`` has another number of dimensions.
+        """
+        if tokens.ndim != 3:
+            raise ValueError(f"VisualTokens.dense takes [b, k, H], not {list(tokens.shape)}")
         b, k, _ = tokens.shape
         return cls(tokens.flatten(0, 1), torch.full((b,), k, dtype=torch.long, device=tokens.device))
 

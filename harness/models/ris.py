@@ -22,6 +22,7 @@ from harness.config import LanguageConfig
 from harness.models.captions import Captions
 from harness.models.language import SEG, Template, add_lora
 from harness.models.packing import Branch, PackedBatch, mask_for, pack
+from harness.models.promised import check_tokens
 from harness.models.pruning import layer_mean, pruned_hidden
 from harness.models.sam import decode_masks
 from harness.models.seg_head import fit_start, make_seg_head
@@ -272,8 +273,14 @@ class RISModel(nn.Module):
 
     @_in_compute_dtype
     def visual_tokens(self, image: ImageFeatures, **kwargs: object) -> VisualTokens:
-        """The projector's tokens for a batch of images (as :meth:`asked` gives them)."""
-        return self.projector(image, **kwargs)
+        """The projector's tokens for a batch of images (as :meth:`asked` gives them).
+
+        Raises:
+            ValueError: they are not what a projector promises (:func:`harness.models.promised.check_tokens`).
+        """
+        visual: VisualTokens = self.projector(image, **kwargs)
+        check_tokens(visual, self.projector, len(image.patches), kwargs.get("budget"))
+        return visual
 
     def pack(self, visual: VisualTokens, expressions: Sequence[Sequence[str]]) -> PackedBatch:
         """Sequences of the images' expressions (see :func:`harness.models.packing.pack`)."""

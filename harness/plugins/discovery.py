@@ -226,9 +226,24 @@ def get_projector(name: str) -> ProjectorInfo:
 
 
 def load_projector(name: str) -> type[Projector]:
-    """Import the class of a projector (see :func:`get_projector` for what ``name`` may be)."""
+    """Import the class of a projector (see :func:`get_projector` for what ``name`` may be).
+
+    Raises:
+        ValueError: there is none, its code fails, or what is trained is no ``Projector`` with a ``Config``.
+    """
     info = get_projector(name)
-    return getattr(_imported(info), info.class_name)
+    found = getattr(_imported(info), info.class_name)
+    if info.acts_on == "training":
+        from harness.projector import Projector, ProjectorConfig  # imports torch
+
+        where = f"{info.path}: {info.class_name}"
+        if not issubclass(found, Projector):
+            raise ValueError(f"{where} is no subclass of harness.projector.Projector; make it one")
+        if not issubclass(found.Config, ProjectorConfig):
+            raise ValueError(
+                f"{where}.Config is no subclass of harness.projector.ProjectorConfig; make it one"
+            )
+    return found
 
 
 def _check_helpers(path: Path) -> None:

@@ -81,6 +81,8 @@ def _marked(
     if len(eligible) < 2:
         return set()
     values = dict(zip(_keys(eligible), eligible[metric], strict=True))
+    if not any(values.values()):  # nothing was found by anyone: there is no best
+        return set()
     best = max(values, key=lambda key: values[key])
     marked = {key for key, value in values.items() if _percent(value) == _percent(values[best])}
     if metric in DIFFERENCE_COLUMNS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -27,8 +28,9 @@ from harness.planning.plan import Plan
 from harness.planning.weight_sources import expand_source, is_path
 from harness.running.started import LOCK_HOLDER
 
-__all__ = ["abandoned_jobs", "lift_lock", "run_study", "workflows"]
+__all__ = ["abandoned_jobs", "failed_jobs", "lift_lock", "run_study", "workflows"]
 
+_LOG_OF_A_FAILED_JOB = re.compile(r"^    log: (.+) \(check log file")
 _LOCKS = Path(".snakemake") / "locks"
 _JOBS = ("harness.cli stage", "harness.running.processes")  # a job, and the processes that share one
 _GRACE_S = 10
@@ -136,16 +138,28 @@ def _recorded(record: Path) -> Iterator[None]:
             record.unlink(missing_ok=True)
 
 
+def failed_jobs(folder: Path, since: float) -> list[str]:
+    """Each job that failed: its log, and the last line of it, which says why.
+
+    Args:
+        folder: the working directory; Snakemake's own log lies there.
+        since: seconds since the epoch; older logs are of earlier runs.
+    """
+    logs: dict[str, None] = {}
+    for file in sorted((folder / ".snakemake" / "log").glob("*.log")):
+        if file.stat().st_mtime >= since - 1:
+            found = map(_LOG_OF_A_FAILED_JOB.match, file.read_text(errors="replace").splitlines())
+            logs |= dict.fromkeys(match[1] for match in found if match)
+    told = []
+    for log in logs:
+        path = folder / log
+        lines = path.read_text(errors="replace").strip().splitlines() if path.is_file() else []
+        told.append(f"{log}: {lines[-1].strip()}" if lines else f"{log}, which says nothing")
+    return told
+
+
 def _changed(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.is_file() else None
-
-
-def _check_rows(plan: Plan) -> None:
-    from harness.running.refusals import refusals  # imports torch
-
-    if refused := refusals(plan):
-        said = "; ".join(f"{row}: {reason}" for row, reason in refused.items())
-        raise ConfigError(f"these rows cannot be run, change or leave them out: {said}")
 
 
 def _check_weights(plan: Plan) -> None:
@@ -204,6 +218,8 @@ def run_study(
     Raises:
         ConfigError: the study or one of its rows cannot be run, or another Snakemake works here.
     """
+    from harness.running.refusals import check_rows  # imports torch
+
     raw = read_study(study)
     if data_root is not None:
         raw["data_root"] = data_root
@@ -216,7 +232,7 @@ def run_study(
         command += ["--config", *words]
     plan.check_inputs()
     _check_weights(plan)
-    _check_rows(plan)
+    check_rows(plan)
     if dry_run:
         named = [] if profile is None else ["--profile", profile]
         return subprocess.run([*command, *named, "--dry-run"]).returncode
@@ -226,13 +242,15 @@ def run_study(
     say(
         f"{len(plan.runs)} runs into {plan.study_dir}; progress of each job in logs/\n$ {shlex.join(command)}"
     )
-    start, table = time.monotonic(), plan.tables_dir / "main.md"
+    start, begun, table = time.monotonic(), time.time(), plan.tables_dir / "main.md"
     before = _changed(table)
     with _recorded(Path.cwd() / LOCK_HOLDER):
         status = subprocess.run(command).returncode
     minutes = _add_minutes(plan, (time.monotonic() - start) / 60)
     # Times of one file are compared: the clock of a file server may be another.
     written = _changed(table) not in (None, before)
+    for job in failed_jobs(Path.cwd(), begun):
+        say(f"failed: {job}")
     if status == 0 or written:
         sys.stdout.write(table.read_text() + "\n")
         say(f"tables:  {plan.tables_dir}\nfigures: {plan.figures_dir}")

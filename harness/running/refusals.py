@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from harness.config import RunConfig
+from harness.config import ConfigError, RunConfig
 from harness.planning.plan import Plan
 from harness.plugins.discovery import load_projector, load_source
 from harness.projector import Interface
 from harness.superpixels.stage import source_options
 
-__all__ = ["refusals", "unasked_rows"]
+__all__ = ["check_rows", "refusals", "unasked_rows"]
+
+
+def check_rows(plan: Plan) -> None:
+    """Refuse a study before hours of work.
+
+    Raises:
+        ConfigError: some of its rows cannot be run; the message names each, and why.
+    """
+    if refused := refusals(plan):
+        said = "; ".join(f"{row}: {reason}" for row, reason in refused.items())
+        raise ConfigError(f"these rows cannot be run, change or leave them out: {said}")
 
 
 def refusals(plan: Plan) -> dict[str, str]:
@@ -28,7 +39,10 @@ def unasked_rows(plan: Plan) -> list[str]:
 
 
 def _refusal(plan: Plan, run: RunConfig) -> str | None:
-    projector = load_projector(run.source)
+    try:
+        projector = load_projector(run.source)
+    except ValueError as error:
+        return str(error)
     try:
         config = projector.Config(**run.config)
         if run.superpixels is not None:

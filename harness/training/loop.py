@@ -107,6 +107,11 @@ def training_step(
         for name, value in values.items():
             parts[name] += value
     parts = workers.sum_values(parts) if workers else parts
+    if not math.isfinite(parts["loss"]) and (stage, step) == (1, 0):
+        raise ValueError(
+            f"{run.id}: the loss is {parts['loss']} in the first step, before anything was learnt; look at "
+            "the projector's forward, or set training.dtype: float32"
+        )
     if not math.isfinite(parts["loss"]):
         raise FloatingPointError(f"{run.id}: the loss is {parts['loss']} at stage {stage}, step {step}")
     return parts

@@ -62,7 +62,7 @@ class _View:
         return y2 - y1, x2 - x1
 
 
-# Low-resolution logits ``[M, h, w]``, boxes ``[M, 4]`` in pixels of the view, predicted IoU and level ``[M]``.
+# Low-resolution logits ``[M, h, w]``, boxes ``[M, 4]`` in the view, predicted IoU and level ``[M]``.
 _Stable = tuple[Tensor, Tensor, Tensor, Tensor]
 
 

@@ -41,6 +41,22 @@ def test_a_file_that_cannot_be_imported_says_where(tmp_path, line, message):
         load_projector(str(tmp_path / "mine.py"))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('class Mine:\n    name = "mine"\n', "mine.py: Mine is no subclass of harness.projector.Projector"),
+        (
+            HEAD + "    class Config:\n        heads = 4\n",
+            "Config is no subclass of harness.projector.ProjectorConfig",
+        ),
+    ],
+)
+def test_a_class_that_cannot_be_a_projector_is_refused(tmp_path, text, message):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_projector(str(tmp_path / "mine.py"))
+
+
 @pytest.fixture
 def lone_imports(monkeypatch):
     """What importing a lone file leaves behind is taken back."""

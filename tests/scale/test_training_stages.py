@@ -224,6 +224,24 @@ def test_a_gradient_that_is_no_number_is_never_learnt_from(prepared, monkeypatch
     assert not this.plan.weights(this.run.id, 1).exists()
 
 
+def test_a_loss_that_is_no_number_before_anything_was_learnt_is_not_the_learning_rates(prepared, monkeypatch):
+    this = prepared()
+    data, model = RunData(this.plan, this.run), built(this)
+    groups = Sampler(data.expressions, this.run.training, 0).rows(1, 0)
+    forward = model.projector.forward
+    monkeypatch.setattr(
+        model.projector,
+        "forward",
+        lambda *a, **k: replace(t := forward(*a, **k), embeddings=t.embeddings * float("nan")),
+    )
+    model.set_stage(1)
+    model.start_learning(checkpointing=False)
+    with pytest.raises(ValueError, match="before anything was learnt; look at the projector's forward"):
+        training_step(model, data, groups, this.run, 1, 0)
+    with pytest.raises(FloatingPointError, match="the loss is nan at stage 1, step 1"):
+        training_step(model, data, groups, this.run, 1, 1)
+
+
 def test_the_states_that_fit_the_seg_head_are_read_a_few_images_at_a_time(prepared, monkeypatch):
     this = prepared({"models.start": None, "training.images_per_step": 6})
     data, model = RunData(this.plan, this.run), built(this)

@@ -128,7 +128,7 @@ def ended(monkeypatch, tmp_path):
         monkeypatch.setattr(launch, "LOCK_HOLDER", tmp_path / ".snakemake/svp-run.json")
         monkeypatch.setattr(launch.subprocess, "run", called)
         monkeypatch.setattr(Plan, "study_dir", tmp_path)
-        monkeypatch.setattr(launch, "_check_rows", lambda _: None)
+        monkeypatch.setattr("harness.running.refusals.check_rows", lambda _: None)
         monkeypatch.setattr(launch, "lift_lock", lambda *_: None)
         told = []
         assert launch.run_study(ROOT / "config/default.yaml", say=told.append) == status
@@ -200,13 +200,30 @@ def test_jobs_of_one_machine_share_its_gpus(monkeypatch, tmp_path, study, gpus, 
     monkeypatch.setattr(launch.subprocess, "run", snakemake)
     monkeypatch.setattr(launch, "LOCK_HOLDER", tmp_path / "svp-run.json")
     monkeypatch.setattr(Plan, "check_inputs", lambda _: None)
-    for name in ("_check_weights", "_check_rows", "lift_lock", "_add_minutes"):
+    for name in ("_check_weights", "lift_lock", "_add_minutes"):
         monkeypatch.setattr(launch, name, lambda *_: 0.0)
     told = []
     assert launch.run_study(ROOT / f"config/{study}.yaml", profile=profile, say=told.append) == 1
     (command,) = called
     words = command[command.index("--configfile") + 2 : command.index("--rerun-incomplete")]
     assert words == expected and " ".join(command) in told[0]
+
+
+def test_the_last_words_of_each_failed_job_are_gathered(tmp_path):
+    """From the log of a real Snakemake, with a job that fails, one that says nothing and one that is well."""
+    (tmp_path / "Snakefile").write_text(
+        "rule all:\n    input: 'a', 'b', 'c'\n"
+        "rule some:\n    output: '{name}'\n    log: 'logs/{name}.log'\n"
+        "    shell: 'sh {wildcards.name}.sh &> {log}'\n"
+    )
+    for name, script in (("a", "echo one; echo why; exit 1"), ("b", "exit 2"), ("c", "touch c")):
+        (tmp_path / f"{name}.sh").write_text(script)
+    began = time.time()
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--keep-going", "--show-failed-logs"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 1
+    told = launch.failed_jobs(tmp_path, began)
+    assert sorted(told) == ["logs/a.log: why", "logs/b.log, which says nothing"]
+    assert launch.failed_jobs(tmp_path, time.time() + 60) == []
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,14 @@ def test_missing_raw_data_stop_the_run_but_not_the_plan(fresh, tmp_path):
     assert not (fresh.path / "results" / "shared").exists()
 
 
+def test_a_row_that_cannot_be_run_stops_a_bare_snakemake_before_its_first_job(fresh):
+    done = fresh.snakemake("--config", "rows=[mlp,{name: avg_pool,budget: 37}]")
+    assert done.returncode != 0
+    assert "these rows cannot be run" in done.stdout + done.stderr
+    assert "avg_pool.base.37: " in done.stdout + done.stderr
+    assert not (fresh.path / "results" / "shared").exists()
+
+
 def test_planning_needs_none_of_the_heavy_packages():
     """Every Slurm job parses the Snakefile again."""
     code = (

@@ -31,6 +31,19 @@ def test_a_second_run_finds_nothing_to_do(finished):
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("deleted", "again"),
+    [
+        ("tables/main.md", "write the tables"),
+        ("figures/per_split.png", "draw the figures"),
+        ("scores/mlp.base.auto.s0.parquet", "score mlp.base.auto.s0"),
+    ],
+)
+def test_what_is_deleted_by_hand_is_made_again(edited, deleted, again):
+    (edited.path / "results" / "default" / deleted).unlink()
+    assert again in edited.planned()
+
+
 def test_comments_docstrings_and_layout_rerun_nothing(edited):
     edited.edit("baselines/avg_pool.py", '"""Average pooling', '"""A mean over cells: average pooling')
     edited.edit("baselines/avg_pool.py", "        size = ", "        # coarser\n        size  =  ")
