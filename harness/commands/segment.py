@@ -9,6 +9,10 @@ from harness.commands.answer import answer
 __all__ = ["segment"]
 
 
+def _share(area: float) -> str:
+    return f"{100 * area:.1f} % of the image" if area else "an empty mask"
+
+
 def segment(
     image: Path,
     expressions: tuple[str, ...],
@@ -57,7 +61,7 @@ def segment(
     ]
     value = {"masks": told, "out": [str(path) for path in paths]}
     lines = [
-        f"{t['expression']}: {100 * t['area']:.1f} % of the image, by {t['visual_tokens']} visual tokens"  # type: ignore[operator]
+        f"{t['expression']}: {_share(t['area'])}, by {t['visual_tokens']} visual tokens"  # type: ignore[arg-type]
         for t in told
     ]
     text = "\n".join([*lines, f"drawn in {paths[0]}"])

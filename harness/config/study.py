@@ -120,6 +120,8 @@ class StudyConfig(Strict):
     def _some_rows(cls, value: Any) -> Any:
         if isinstance(value, list | tuple) and not value:
             raise ValueError("no row is named; list one at least, such as 'mlp'")
+        if isinstance(value, str):
+            raise ValueError(f"'{value}' is no list; write [{value}]")
         return value
 
     @field_validator("seeds", "full_seeds", mode="before")

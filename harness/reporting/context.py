@@ -252,7 +252,7 @@ def read_csv(path: Path | str) -> pd.DataFrame:
         ValueError: it is not there.
     """
     if not Path(path).is_file():
-        raise ValueError(f"{path} is not there; run the tables stage first")
+        raise ValueError(f"{path} is not there; name the folder of a finished study, such as results/default")
     keys = (*ROW_KEY, *(f"other_{key}" for key in ROW_KEY), "dataset", "split", "protocol")
     text = dict.fromkeys(keys, str)
     return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])  # type: ignore[arg-type]

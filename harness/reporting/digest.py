@@ -93,8 +93,18 @@ def _p_text(p: float, resamples: int) -> str:
 
 
 def write_digest(reference: Path) -> Path:
-    """Write ``README.md`` over all snapshots in ``reference``, the default study first, and their charts."""
+    """Write ``README.md`` over all snapshots in ``reference``, the default study first, and their charts.
+
+    Raises:
+        ValueError: something in it is no snapshot; nothing is written then.
+    """
     found = [path.parent for path in reference.glob("*/tables") if (path / "context.json").is_file()]
+    for folder in found:
+        if not (folder / "provenance.json").is_file():
+            raise ValueError(
+                f"{reference} is no folder of snapshots: {folder.name} has no provenance.json; name one that "
+                "svp snapshot writes into, such as results/reference"
+            )
     first = ["default", "main", "seeds"]
     found.sort(key=lambda folder: (*(folder.name != name for name in first), folder.name))
     for snapshot in found:

@@ -245,6 +245,8 @@ def _legend(main: pd.DataFrame, context: ReportContext) -> list[str]:
     """What the marks mean; nothing where no row is marked."""
     if not _rankable(main, context):
         return []
+    if not main["giou"].any():
+        return ["No row finds anything of any target here: none is marked best."]
     return [
         "Bold: best, and each whose paired gIoU difference to it has a 95 % interval over images that "
         "holds 0 (of cIoU the best alone), among projectors (controls are never ranked)."

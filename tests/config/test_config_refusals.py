@@ -62,6 +62,7 @@ def test_a_file_whose_own_name_cannot_be_a_rows_needs_a_label(tmp_path):
         ),
         ({"set": {"training.stage1_steps": "many"}}, "stage1_steps"),
         ({"rows": []}, "rows: no row is named; list one at least"),
+        ({"rows": "mlp"}, r"rows: 'mlp' is no list; write \[mlp\]"),
         ({"rows": ["oracle"]}, "oracle is not trained; add a row that is"),
         ({"rows": [{"name": "mlp", "budget": []}]}, "budget: an empty list makes no row"),
         ({"rows": [{"name": "mlp", "budget": 0.25}]}, "budget: 0.25 is no budget; give a whole number"),

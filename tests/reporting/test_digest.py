@@ -87,3 +87,12 @@ def test_the_page_begins_with_the_default_and_tells_of_changes(reference):
     text = write_digest(reference).read_text()
     assert "in 12 minutes (without what earlier studies had left)" in text
     assert "; rows trained at 0123456, fffffff and changes." in text
+
+
+def test_a_folder_of_studies_is_no_folder_of_snapshots(reference):
+    """And nothing is written over its README."""
+    (reference / "a_study" / "provenance.json").unlink()
+    (reference / "README.md").write_text("by hand")
+    with pytest.raises(ValueError, match="no folder of snapshots: a_study has no provenance.json"):
+        write_digest(reference)
+    assert (reference / "README.md").read_text() == "by hand"
