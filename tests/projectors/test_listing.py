@@ -28,7 +28,17 @@ def test_the_json_names_every_projector_once_with_the_same_keys(capsys):
     app(["projectors", "--json"])
     listed = json.loads(capsys.readouterr().out)
     assert sorted(one["name"] for one in listed) == DECLARED
-    keys = {"name", "kind", "reference", "licence", "departs", "budgets", "needs", "parameters"}
+    keys = {
+        "name",
+        "kind",
+        "reference",
+        "licence",
+        "departs",
+        "starts_from",
+        "budgets",
+        "needs",
+        "parameters",
+    }
     assert all(set(one) == keys for one in listed)
     found = {one["name"]: one for one in listed}
     assert found["linear"] == {
@@ -37,6 +47,7 @@ def test_the_json_names_every_projector_once_with_the_same_keys(capsys):
         "reference": "LLaVA, arXiv 2304.08485; haotian-liu/LLaVA",
         "licence": "Apache-2.0",
         "departs": "",
+        "starts_from": "",
         "budgets": [576],
         "needs": [],
         "parameters": {f"1024x{width}": 1024 * width + width for width in (4096, 2048, 896)},

@@ -45,7 +45,8 @@ def test_missing_raw_data_stop_the_run_but_not_the_plan(fresh, tmp_path):
 
 
 def test_a_row_that_cannot_be_run_stops_a_bare_snakemake_before_its_first_job(fresh):
-    done = fresh.snakemake("--config", "rows=[mlp,{name: avg_pool,budget: 37}]")
+    (fresh.path / "mine.yaml").write_text("study: mine\nrows: [mlp, {name: avg_pool, budget: 37}]\n")
+    done = fresh.snakemake("--configfile", "mine.yaml")
     assert done.returncode != 0
     assert "these rows cannot be run" in done.stdout + done.stderr
     assert "avg_pool.base.37: " in done.stdout + done.stderr
