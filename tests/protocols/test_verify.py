@@ -82,7 +82,7 @@ def test_methods_can_be_named_and_misspelt(folders):
     assert {r["method"] for r in verify_scores(tables, published, tolerance=1, methods=("B",))} == {"B"}
     with pytest.raises(ValueError, match="no published value of Z; there are those of A, B, C, D"):
         verify_scores(tables, published, tolerance=1, methods=("Z",))
-    with pytest.raises(ValueError, match="run the tables stage"):
+    with pytest.raises(ValueError, match="name the folder of a finished study"):
         verify_scores(tables / "nowhere", published, tolerance=1)
 
 
