@@ -33,9 +33,9 @@ def place_words(x: float, y: float) -> tuple[str, str]:
     )
 
 
-def _told_apart(words: Sequence[str], encode: Callable[[str], int]) -> list[int]:
+def _told_apart(words: Sequence[str], encode: Callable[[str], int], unknown: int | None) -> list[int]:
     ids = [encode(word) for word in words]
-    if len(words) > 1 and len(set(ids)) == 1:  # the loss would be a constant
+    if len(words) > 1 and len(set(ids)) == 1 and ids[0] != unknown:  # the loss would be a constant
         raise ValueError(
             f"captions: '{words[0]}' and all that stand in its place, such as '{words[-1]}', begin with the "
             "same token of this language model, which cannot tell them apart; set training.caption_weight: 0"
@@ -53,15 +53,23 @@ class Slots:
         ids: of each slot the token ids of its words.
     """
 
-    def __init__(self, captions: Iterable[Sequence[str | None]], encode: Callable[[str], int]):
+    def __init__(
+        self,
+        captions: Iterable[Sequence[str | None]],
+        encode: Callable[[str], int],
+        unknown: int | None = None,
+    ):
         """From captions of equal length, ``None`` where one has no word; ``encode`` gives a word's id.
+
+        ``unknown`` is the id of words that are not in the vocabulary: a tiny model on photographs knows the
+        names of no category, and learns their places all the same.
 
         Raises:
             ValueError: all words of a slot have one id, and cannot be told apart.
         """
         seen = [sorted({w for w in words if w is not None}) for words in zip(*captions, strict=True)]
         self._index = [{word: i for i, word in enumerate(words)} for words in seen]
-        self.ids = [torch.tensor(_told_apart(words, encode), dtype=torch.long) for words in seen]
+        self.ids = [torch.tensor(_told_apart(words, encode, unknown), dtype=torch.long) for words in seen]
 
     def encode(self, captions: Iterable[Sequence[str | None]]) -> Tensor:
         """``[m, k]`` numbers of the words among those of their slots; -1 where there is none."""
@@ -134,6 +142,7 @@ class Captioner:
         self._slots = Slots(
             ((*words, *place) for words, place in self._told.values()),
             lambda word: tokenizer.encode(word, add_special_tokens=False)[0],
+            tokenizer.unk_token_id,
         )
 
     def draw(self, groups: list[pd.DataFrame], places: int, *key: int) -> Captions:

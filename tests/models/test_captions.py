@@ -25,6 +25,8 @@ def test_words_that_a_tokenizer_cannot_tell_apart_are_refused():
     """LLaMA's begins x0 to x11 with one token: such a loss would be a constant."""
     with pytest.raises(ValueError, match=r"'x0' and all .* begin with the same token.*caption_weight: 0"):
         Slots([("cup", "x0"), ("dog", "x1")], {"cup": 1, "dog": 2, "x0": 921, "x1": 921}.__getitem__)
+    unknown = Slots([("cup",), ("dog",)], {"cup": 0, "dog": 0}.__getitem__, unknown=0)
+    assert unknown.ids[0].tolist() == [0, 0]
     assert Slots([("cup", "cup")], {"cup": 1}.__getitem__).ids[1].tolist() == [1]  # in slots of their own
 
 
@@ -33,6 +35,8 @@ ONE = Slots([("a",), ("b",)], {"a": 5, "b": 6}.get)
 
 class Words:
     """A tokenizer of whole words, each a number by its first sight."""
+
+    unk_token_id = None
 
     def __init__(self):
         self.known = []

@@ -31,9 +31,7 @@ def weights(tmp_path_factory):
         initializer_range=0.2,
     )
     Dinov2Model(vision).save_pretrained(folder / "vision")
-    tokenizer = build_tokenizer(
-        "the left right red blue cup star of a on . what is large striped x5 y5".split()
-    )
+    tokenizer = build_tokenizer("the left right red blue cup star of a on . what is".split())
     language = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
